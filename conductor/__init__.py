@@ -1,0 +1,1 @@
+"""From scores to an answer: policy, dispatch, watching, recovery, ledger, learning. Never touches a tensor."""

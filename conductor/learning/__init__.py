@@ -1,0 +1,1 @@
+"""From graded outcomes to a head: reading, grading, fitting, judging, onboarding, drift."""

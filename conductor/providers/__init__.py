@@ -1,0 +1,1 @@
+"""One module per vendor wire format; each translates to and from the records of `conductor.records`."""

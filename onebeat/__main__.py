@@ -1,0 +1,7 @@
+"""`python -m onebeat` is the `onebeat` command."""
+
+import sys
+
+from onebeat.cli import main
+
+sys.exit(main())
