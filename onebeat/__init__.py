@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from onebeat.engine.decision import Decision
     from onebeat.engine.errors import OnebeatError
     from onebeat.engine.records import Scores
-    from onebeat.engine.router import Router
 
 __version__ = "0.1.0"
 __all__ = ["Decision", "OnebeatError", "Router", "Scores", "__version__"]

@@ -1,0 +1,164 @@
+"""From one prompt's scores to a choice, and the sentence that explains it.
+
+Enters: predicted quality and answer length per model, list prices, a tradeoff and constraints. Leaves: a `Decision`.
+Pure arithmetic: knows nothing of tensors, providers, health or headroom (the conductor's policy adds those).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onebeat.engine.errors import ConstraintError, InputError
+from onebeat.engine.records import Timing
+
+HOPELESS_SHARE = 0.5
+"""A model predicted to reach less than this share of the best prediction is hopeless: cheapness does not redeem it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What one model is predicted to deliver for one prompt, and at what price, before any choice."""
+
+    model: str
+    quality: float
+    output_tokens: float
+    cost_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An offer after weighing: its utility, and why it was ruled out (None when it was not)."""
+
+    model: str
+    quality: float
+    output_tokens: float
+    cost_usd: float
+    utility: float
+    ruled_out: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The chosen model, why, and everything that was weighed."""
+
+    model: str
+    reason: str
+    scores: tuple[Candidate, ...]
+    """Best utility first; those ruled out last."""
+    tradeoff: float
+    prompt_tokens: int = 0
+    cut_tokens: int = 0
+    """Tokens left out of the middle of a long prompt before scoring; 0 when it was read whole."""
+    timing: Timing = Timing()
+
+
+def utility(quality: float, cost_usd: float, tradeoff: float, reference_cost_usd: float) -> float:
+    """`tradeoff * quality - (1 - tradeoff) * cost / reference`: linear in dollars, so one dial is optimal for a budget.
+
+    `reference_cost_usd` is what a typical answer of the dearest model costs: at tradeoff 0.5 that many dollars weigh
+    as much as the whole way from quality 0 to quality 1.
+    """
+    return tradeoff * quality - (1.0 - tradeoff) * cost_usd / reference_cost_usd
+
+
+def weigh(
+    offers: Sequence[Offer],
+    *,
+    tradeoff: float,
+    reference_cost_usd: float,
+    min_quality: float | None = None,
+    max_cost_usd: float | None = None,
+) -> tuple[Candidate, ...]:
+    """Every offer with its utility, best first and the ruled-out last. Raises `InputError` for a dial out of range."""
+    check_dial(tradeoff, min_quality, max_cost_usd)
+    if not offers:
+        raise ConstraintError("no model is left to choose from; add a column to the router or a model to the fleet.")
+    hopeless_below = HOPELESS_SHARE * max(offer.quality for offer in offers)
+    weighed = [
+        Candidate(
+            offer.model,
+            offer.quality,
+            offer.output_tokens,
+            offer.cost_usd,
+            utility(offer.quality, offer.cost_usd, tradeoff, reference_cost_usd),
+            _ruled_out(offer, hopeless_below, min_quality, max_cost_usd),
+        )
+        for offer in offers
+    ]
+    # Ties go to the cheaper, then to the name, so that a decision never depends on the order of columns.
+    return tuple(sorted(weighed, key=lambda c: (c.ruled_out is not None, -c.utility, c.cost_usd, c.model)))
+
+
+def choose(
+    weighed: Sequence[Candidate],
+    *,
+    tradeoff: float,
+    min_quality: float | None = None,
+    max_cost_usd: float | None = None,
+    prompt_tokens: int = 0,
+    cut_tokens: int = 0,
+    timing: Timing | None = None,
+) -> Decision:
+    """The first candidate that is not ruled out, with its reason. Raises `ConstraintError` naming what failed."""
+    fitting = [candidate for candidate in weighed if candidate.ruled_out is None]
+    if not fitting:
+        raise ConstraintError(_which_failed(weighed, min_quality, max_cost_usd))
+    reason = explain(fitting, tradeoff)
+    if cut_tokens:
+        reason += f" It read {prompt_tokens - cut_tokens} of {prompt_tokens} tokens: the middle was left out."
+    return Decision(
+        fitting[0].model, reason, tuple(weighed), tradeoff, prompt_tokens, cut_tokens, timing if timing else Timing()
+    )
+
+
+def explain(fitting: Sequence[Candidate], tradeoff: float) -> str:
+    """One sentence: why the first of `fitting` won."""
+    winner = fitting[0]
+    won = f"{winner.model} wins at tradeoff {tradeoff:g}: quality {winner.quality:.2f} for ${winner.cost_usd:.6f}"
+    if len(fitting) == 1:
+        return won + ", the only model that satisfies the constraints."
+    best = max(fitting, key=lambda c: c.quality)
+    cheapest = min(fitting, key=lambda c: c.cost_usd)
+    if winner is best and winner is cheapest:
+        return won + ", both the best and the cheapest."
+    if winner is best:
+        return won + f", the best; {cheapest.model} would cost ${cheapest.cost_usd:.6f} at {cheapest.quality:.2f}."
+    return won + f"; {best.model} would reach {best.quality:.2f} for ${best.cost_usd:.6f}."
+
+
+def check_dial(tradeoff: float, min_quality: float | None, max_cost_usd: float | None) -> None:
+    """Raises `InputError` where a dial is not a number in its range."""
+    if not 0.0 <= tradeoff <= 1.0:
+        raise InputError(f"tradeoff is {tradeoff}; it runs from 0 (cheapest that is not hopeless) to 1 (best).")
+    if min_quality is not None and not 0.0 <= min_quality <= 1.0:
+        raise InputError(f"min_quality is {min_quality}; predicted quality runs from 0 to 1.")
+    if max_cost_usd is not None and not max_cost_usd >= 0.0:
+        raise InputError(f"max_cost_usd is {max_cost_usd}; it must be zero or more dollars.")
+
+
+def _ruled_out(offer: Offer, hopeless_below: float, min_quality: float | None, max_cost_usd: float | None) -> str | None:
+    if min_quality is not None and offer.quality < min_quality:
+        return f"quality {offer.quality:.2f} is below min_quality {min_quality:.2f}"
+    if max_cost_usd is not None and offer.cost_usd > max_cost_usd:
+        return f"${offer.cost_usd:.6f} is above max_cost_usd ${max_cost_usd:.6f}"
+    if offer.quality < hopeless_below:
+        return f"quality {offer.quality:.2f} is hopeless beside the best, {2 * hopeless_below:.2f}"
+    return None
+
+
+def _which_failed(weighed: Sequence[Candidate], min_quality: float | None, max_cost_usd: float | None) -> str:
+    best = max(weighed, key=lambda c: c.quality)
+    cheapest = min(weighed, key=lambda c: c.cost_usd)
+    if min_quality is not None and best.quality < min_quality:
+        return f"min_quality {min_quality:g} failed: the best is {best.model} at {best.quality:.2f}; lower min_quality."
+    if max_cost_usd is not None and cheapest.cost_usd > max_cost_usd:
+        return (
+            f"max_cost_usd {max_cost_usd:g} failed: the cheapest is {cheapest.model} at ${cheapest.cost_usd:.6f}; "
+            "raise max_cost_usd."
+        )
+    return (
+        f"min_quality {min_quality} and max_cost_usd {max_cost_usd} cannot both hold: {best.model} reaches "
+        f"{best.quality:.2f} for ${best.cost_usd:.6f} and {cheapest.model} {cheapest.quality:.2f} for "
+        f"${cheapest.cost_usd:.6f}; relax one of them."
+    )
