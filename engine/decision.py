@@ -137,7 +137,9 @@ def check_dial(tradeoff: float, min_quality: float | None, max_cost_usd: float |
         raise InputError(f"max_cost_usd is {max_cost_usd}; it must be zero or more dollars.")
 
 
-def _ruled_out(offer: Offer, hopeless_below: float, min_quality: float | None, max_cost_usd: float | None) -> str | None:
+def _ruled_out(
+    offer: Offer, hopeless_below: float, min_quality: float | None, max_cost_usd: float | None
+) -> str | None:
     if min_quality is not None and offer.quality < min_quality:
         return f"quality {offer.quality:.2f} is below min_quality {min_quality:.2f}"
     if max_cost_usd is not None and offer.cost_usd > max_cost_usd:

@@ -22,9 +22,9 @@ def test_dial_runs_from_cheapest_that_is_not_hopeless_to_best() -> None:
     assert decide(FLEET, 1.0).model == "big"
 
 
-offers = st.lists(
-    st.tuples(st.floats(0, 1), st.floats(1e-6, 1)).map(lambda pair: pair), min_size=1, max_size=8
-).map(lambda pairs: [Offer(f"m{i}", quality, 100, cost) for i, (quality, cost) in enumerate(pairs)])
+offers = st.lists(st.tuples(st.floats(0, 1), st.floats(1e-6, 1)).map(lambda pair: pair), min_size=1, max_size=8).map(
+    lambda pairs: [Offer(f"m{i}", quality, 100, cost) for i, (quality, cost) in enumerate(pairs)]
+)
 
 
 @given(offers, st.floats(0, 1), st.floats(0, 1))
