@@ -1,0 +1,1 @@
+"""The same operations on the CPU: torch's own kernels, arranged. The wrappers check everything first."""
