@@ -1,8 +1,8 @@
 """The head: from pooled states to predicted quality and answer length, one row of weights per model.
 
 Enters: float32 features `[n, F]` (raw pooled states, all taps side by side). Leaves: quality `[n, M]` in 0..1 and
-output tokens `[n, M]`. Knows no prompt, no price and no torch: a head is a few hundred thousand multiplications, and numpy
-starts faster than a tensor library would.
+output tokens `[n, M]`. Knows no prompt, no price and no torch: a head is a few hundred thousand multiplications, and
+numpy starts faster than a tensor library would.
 
     linear     z = W x + b                         x standardised by norm.mean and norm.scale
     low_rank   z = A (B x + c) + b                 the prompt's need (K numbers) times each model's ability
@@ -142,7 +142,7 @@ class Head:
         self._check_features(features)
         normed = (features - self.mean) * self.inverse_scale
         inner = normed
-        if self.hidden_weight is not None:
+        if self.hidden_weight is not None and self.hidden_bias is not None:
             inner = _single(normed @ self.hidden_weight.T + self.hidden_bias)
             inner = gelu(inner) if self.kind == "mlp" else inner
         logits = _single(inner @ self.quality_weight.T + self.quality_bias)
@@ -152,7 +152,7 @@ class Head:
 
     def _logits_of(self, normed: Array) -> Array:
         inner = normed
-        if self.hidden_weight is not None:
+        if self.hidden_weight is not None and self.hidden_bias is not None:
             inner = _single(self.hidden_weight @ normed + self.hidden_bias)
             inner = gelu(inner) if self.kind == "mlp" else inner
         logits = _single(self.quality_weight @ inner + self.quality_bias)
