@@ -1,12 +1,12 @@
 """A packed batch: what one forward pass reads.
 
-Enters: token ids of prompts, or of chunks of prompts whose earlier keys and values lie in a paged cache. Leaves: a frozen
-`Batch` of tensors. Knows no weights, no scheduling and no text.
+Enters: token ids of prompts, or of chunks of prompts whose earlier keys and values lie in a paged cache. Leaves: a
+frozen `Batch` of tensors. Knows no weights, no scheduling and no text.
 
 Bit identity rests on one rule kept here: every prompt is computed in chunks that begin at absolute multiples of
 `CHUNK_TOKENS`, whatever the schedule. Attention for a chunk is one computation over (rows of the chunk, keys up to the
-chunk's end) and pooling keeps one float32 sum per chunk, so neither depends on what else is in the batch, on whether the
-prompt came whole, in chunks or behind a cached prefix.
+chunk's end) and pooling keeps one float32 sum per chunk, so neither depends on what else is in the batch, on whether
+the prompt came whole, in chunks or behind a cached prefix.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from onebeat.engine.errors import InputError
 from onebeat.kernels.cpu.attention import TILE_ROWS
 
 CHUNK_TOKENS = TILE_ROWS
-"""Tokens of a chunk and of a cache block. At 128 a chunk of SmolLM2-135M is the longest step that a short prompt waits for;
-256 was no faster: the int8 products are at their peak rate from 128 rows on."""
+"""Tokens of a chunk and of a cache block. At 128 a chunk of SmolLM2-135M is the longest step that a short prompt
+waits for; 256 was no faster: the int8 products are at their peak rate from 128 rows on."""
 
 
 class KeyValueCache(Protocol):
@@ -54,8 +54,8 @@ class Batch:
     """[S+1] int32: sequence s is rows cu_seqlens[s] to cu_seqlens[s+1]."""
     max_seqlen: int
     chunk_bounds: Tensor
-    """[C+1] int32: chunk c is rows chunk_bounds[c] to chunk_bounds[c+1]. Without a cache a long prompt is several chunks;
-    with one, every sequence is a chunk and this is `cu_seqlens` itself."""
+    """[C+1] int32: chunk c is rows chunk_bounds[c] to chunk_bounds[c+1]. Without a cache a long prompt is several
+    chunks; with one, every sequence is a chunk and this is `cu_seqlens` itself."""
     cache: KeyValueCache | None = None
     slots: Tensor | None = None
     """[T] int64 flat places in the cache: block * CHUNK_TOKENS + offset."""

@@ -1,12 +1,14 @@
 """The backbone: a packed batch in, hidden states at the tap layers out, in one pass.
 
-Enters: a `Batch` and the weights of the layers up to the last tap. Leaves: one [T, H] tensor per tap. Knows no text, no head
-and no schedule. One code path serves Qwen2, Qwen3, Llama and Mistral, in float32, bfloat16 and int8 (W8A8), on CPU and GPU:
-what differs between families is data (biases, q/k norms, a window, the rotary tables), never a subclass.
+Enters: a `Batch` and the weights of the layers up to the last tap. Leaves: one [T, H] tensor per tap. Knows no text,
+no head and no schedule. One code path serves Qwen2, Qwen3, Llama and Mistral, in float32, bfloat16 and int8 (W8A8),
+on CPU and GPU: what differs between families is data (biases, q/k norms, a window, the rotary tables), never a
+subclass.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +40,8 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """The weights of one decoder layer, fused: q, k, v in one matrix, gate and up in another with their rows interleaved."""
+    """The weights of one decoder layer, fused: q, k, v in one matrix, gate and up in another with their rows
+    interleaved."""
 
     input_norm: Tensor
     qkv: Matrix
@@ -94,7 +97,8 @@ class Backbone:
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """[T, H] states in `state_dtype`, one per tap. Raises `InputError` for a prompt beyond `max_positions`.
 
-        In int8 a row's bits depend on its prompt alone; in the float types a product of another size may round otherwise.
+        In int8 a row's bits depend on its prompt alone; in the float types a product of another size may round
+        otherwise.
         """
         if batch.max_seqlen > self.max_positions:
             raise InputError(
@@ -134,7 +138,7 @@ class Backbone:
             slots=batch.slots,
         )
         heads = qkv.view(qkv.shape[0], -1, config.head_size)
-        q, k, v = heads.split((config.query_heads, config.key_heads, config.key_heads), dim=1)
+        q, k, v = torch.split(heads, [config.query_heads, config.key_heads, config.key_heads], dim=1)
         if keys is not None and values is not None:
             assert batch.context_tokens is not None and batch.block_table is not None
             mixed = paged_attention(
@@ -206,8 +210,6 @@ class Backbone:
             # A matrix kept in bfloat16 among int8 ones: a float product's rounding may depend on its size, so each
             # chunk is a product of its own and its bits depend on its prompt alone.
             bounds = batch.chunk_bounds.tolist()
-            pieces = [
-                F.linear(rows[begin:end], weight, bias) for begin, end in zip(bounds, bounds[1:], strict=False)
-            ]
+            pieces = [F.linear(rows[begin:end], weight, bias) for begin, end in itertools.pairwise(bounds)]
             out = torch.cat(pieces)
         return out if residual is None else residual + out

@@ -1,8 +1,8 @@
 """The cosine and sine tables of rotary positions, with Llama 3's frequency scaling.
 
-Enters: a backbone's config and how many positions are needed. Leaves: float32 tables [P, D/2]. The angles are computed in
-float32 as transformers does, so that long positions round the same way.
-Sources: RoFormer (arXiv:2104.09864); Llama 3.1's released scaling rule.
+Enters: a backbone's config and how many positions are needed. Leaves: float32 tables [P, D/2]. The angles are
+computed in float32 as transformers does, so that long positions round the same way. Sources: RoFormer
+(arXiv:2104.09864); Llama 3.1's released scaling rule.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From token ids to pooled features: packs, runs the backbone, pools chunk by chunk.
 
-Enters: prompts as token ids, or a batch of chunks that a scheduler made. Leaves: float32 features, taps side by side. Knows
-no text, no head and no schedule.
+Enters: prompts as token ids, or a batch of chunks that a scheduler made. Leaves: float32 features, taps side by side.
+Knows no text, no head and no schedule.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Attention over a paged cache on the CPU: blocks are gathered, then it is attention of one sequence."""
+"""Attention over a paged cache on the CPU: each sequence's blocks are gathered, then its tiles are those of
+`attention`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from onebeat.kernels.cpu.attention import one_sequence
+from onebeat.kernels.cpu.attention import TILE_ROWS, attend, first_key_seen
 
 
 def paged_attention(
@@ -17,18 +18,31 @@ def paged_attention(
     block_table: Tensor,
     max_seqlen: int,
     *,
-    scale: float,
+    scale: float | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """See kernels.paged_attention."""
+    """q [T, NQ, D], caches [B, block, NKV, D], context_tokens [S], block_table [S, maxB] -> [T, NQ, D].
+
+    A sequence's rows are the last ones of its context; where they begin at a multiple of `TILE_ROWS`, the result has
+    the same bits as `attention` over the whole sequence.
+    """
     out = torch.empty(q.shape, dtype=q.dtype)
     bounds = cu_seqlens.tolist()
     block = key_cache.shape[1]
     for index, context in enumerate(context_tokens.tolist()):
-        rows = slice(bounds[index], bounds[index + 1])
-        if rows.stop > rows.start:
-            blocks = block_table[index, : -(-context // block)].long()
-            keys = key_cache[blocks].flatten(0, 1)[:context]
-            values = value_cache[blocks].flatten(0, 1)[:context]
-            out[rows] = one_sequence(q[rows], keys, values, scale, window)
+        begin, end = bounds[index], bounds[index + 1]
+        blocks = block_table[index, : -(-context // block)]
+        keys = _gather(key_cache, blocks)
+        values = _gather(value_cache, blocks)
+        before = context - (end - begin)
+        for row in range(begin, end, TILE_ROWS):
+            last = min(row + TILE_ROWS, end)
+            first_key, last_key = first_key_seen(before + row - begin, window), before + last - begin
+            attend(q[row:last], keys[first_key:last_key], values[first_key:last_key], out[row:last], scale, window)
     return out
+
+
+def _gather(cache: Tensor, blocks: Tensor) -> Tensor:
+    if blocks.shape[0] == 1:
+        return cache[int(blocks[0])]
+    return cache.index_select(0, blocks).flatten(0, 1)
