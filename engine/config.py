@@ -18,6 +18,7 @@ Family = Literal["qwen2", "qwen3", "llama", "mistral"]
 FAMILIES: tuple[Family, ...] = ("qwen2", "qwen3", "llama", "mistral")
 
 LARGEST_SIZE = 2**31 - 1
+MOST_LAYERS = 1000
 MISTRAL_WINDOW = 4096
 """What transformers assumes when a Mistral config.json does not mention `sliding_window`."""
 
@@ -83,7 +84,7 @@ class BackboneConfig:
         head_size = keys.size("head_dim", 128 if family == "qwen3" else max(1, hidden_size // query_heads))
         if head_size % 2:
             raise FormatError(f"{place}: head_dim is {head_size}; rotary embedding needs an even one.")
-        layers = keys.size("num_hidden_layers")
+        layers = keys.size("num_hidden_layers", largest=MOST_LAYERS)
         theta, scaling = _rope(keys)
         bias = keys.flag("attention_bias", family == "qwen2")
         if bias and family == "mistral":
@@ -116,12 +117,12 @@ class _Keys:
     found: Mapping[str, Any]
     place: str
 
-    def size(self, key: str, default: int | None = None) -> int:
+    def size(self, key: str, default: int | None = None, largest: int = LARGEST_SIZE) -> int:
         value = self._value(key, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIZE:
-            raise FormatError(f"{self.place}: {key} is {shown(value)}; it must be a whole number of 1 or more.")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+            raise FormatError(f"{self.place}: {key} is {shown(value)}; it must be a whole number of 1 to {largest}.")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

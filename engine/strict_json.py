@@ -43,8 +43,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def record(value: dict[str, Any], kind: type[Record], place: str) -> Record:
-    """`value` as the dataclass `kind`: unknown keys, missing keys and wrong types raise `FormatError` naming
-    `place`."""
+    """`value` as the dataclass `kind`. Unknown or missing keys and wrong types raise `FormatError` naming `place`."""
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     refuse_unknown(value, known, place)
     for name, field in known.items():
