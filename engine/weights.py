@@ -67,6 +67,10 @@ class Weights:
         """Everything that the forward pass up to the last tap needs, in load order."""
         return tuple(self._fused)
 
+    def __contains__(self, name: object) -> bool:
+        """Whether this backbone has the tensor: a Llama has no `layers.0.q_norm`."""
+        return name in self._fused
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of `tensor(name)`, without reading it."""
         parts = self._parts(name)
