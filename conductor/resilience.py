@@ -1,7 +1,7 @@
-"""The parts that keep a route usable: retry budget, backoff, breaker, adaptive concurrency, headroom, learned percentiles.
+"""What keeps a route usable: retry budget, backoff, breaker, adaptive concurrency, headroom, learned percentiles.
 
-Enters: outcomes, rate limits, the time (seconds, monotonic) and randomness, both given by the caller. Leaves: whether to
-try, how long to wait, how near a limit is. Knows no socket, no provider and no clock of its own.
+Enters: outcomes, rate limits, the time (monotonic seconds) and randomness, both given by the caller. Leaves: whether
+to try, how long to wait, how near a limit is. Knows no socket, no provider and no clock of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from onebeat.conductor.answers import Limit, RateLimits
 
 MIN_CONCURRENCY = 1.0
 SHRINK = 0.7
-"""What a 429 or 529 leaves of a route's concurrency: between TCP's half and nothing, as Netflix's AIMD limiter has it."""
+"""What a 429 or 529 leaves of a route's concurrency."""
 SHRINK_EVERY_S = 1.0
 """A burst of 429s answers one overload: it counts once."""
 
@@ -143,7 +143,7 @@ class _Counter:
 
 
 class Headroom:
-    """What is left of a route's rate limits: 1 with nothing used, 0 at the limit, learned from every answer's headers."""
+    """What is left of a route's rate limits, learned from every answer: 1 with nothing used, 0 at the limit."""
 
     __slots__ = ("_known", "input_tokens", "output_tokens", "requests", "tokens")
 
@@ -176,7 +176,10 @@ class Headroom:
         if not self._known:
             return 1.0
         return min(
-            self.requests.share(now), self.tokens.share(now), self.input_tokens.share(now), self.output_tokens.share(now)
+            self.requests.share(now),
+            self.tokens.share(now),
+            self.input_tokens.share(now),
+            self.output_tokens.share(now),
         )
 
     def free_at(self, now: float, prompt_tokens: int) -> float | None:

@@ -1,7 +1,7 @@
 """What one route has shown lately, and whether it may be called now.
 
-Enters: a route's outcomes with the time they came at. Leaves: `blocked_until`, `headroom`, `allowance`. Knows no request
-and does no I/O; one instance per model of the fleet, used from the event loop only.
+Enters: a route's outcomes with the time they came at. Leaves: `blocked_until`, `headroom`. Knows no request and
+does no I/O; one instance per model of the fleet, used from the event loop only.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _FATAL = frozenset({ProblemKind.AUTH, ProblemKind.NOT_FOUND})
 
 
 class RouteState:
-    """Health of one route. Every `acquire` that returned True is ended by exactly one of `succeeded`, `failed`, `left`."""
+    """Health of one route. Every `acquire` that is True is ended by exactly one of `succeeded`, `failed`, `left`."""
 
-    __slots__ = ("breaker", "concurrency", "cooling_until", "first_token", "last_problem", "room", "_coolings")
+    __slots__ = ("_coolings", "breaker", "concurrency", "cooling_until", "first_token", "last_problem", "room")
 
     def __init__(self, resilience: ResilienceSection) -> None:
         self.breaker = Breaker(resilience.breaker_failures, resilience.breaker_open_ms / 1e3)

@@ -1,0 +1,325 @@
+"""The choice: a pure function of predictions, prices, health, headroom and what the request asks and needs.
+
+Enters: the fleet's routes, the router's predictions or None, each route's status now, an `Ask`. Leaves: a `Plan`: the
+routes in order of preference with the reason, or an error that says what ruled each one out. Knows no clock, no socket
+and no wire; the arithmetic of utility is `engine.decision`'s.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from onebeat.conductor.config import Fleet, Model, PolicySection
+from onebeat.conductor.context import MARGIN, PromptSize
+from onebeat.conductor.pricing import dearest, expected_usd
+from onebeat.engine.decision import Candidate, Decision, Offer, choose, weigh
+from onebeat.engine.errors import ConstraintError
+
+UNKNOWN_QUALITY = 0.5
+UNKNOWN_OUTPUT_TOKENS = 500.0
+ROOM_OVER_PREDICTION = 2.0
+"""Room kept for an answer whose length is only predicted: a length head is right on the average, not in the tail."""
+REFERENCE_TOKENS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is expected of one model for one prompt."""
+
+    quality: float
+    output_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One model of the fleet, with what the policy reads of it worked out once."""
+
+    name: str
+    model: Model
+    column: str
+    regions: frozenset[str]
+    capabilities: frozenset[str]
+    prior: Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A route now: seconds until it may be called (None: now, infinity: unknown) and what is left of its limits."""
+
+    blocked_s: float | None = None
+    why: str = ""
+    headroom: float = 1.0
+    token_scale: float = 1.0
+
+
+FREE = Status()
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one request wants of the policy."""
+
+    size: PromptSize
+    tradeoff: float
+    min_quality: float | None = None
+    max_cost_usd: float | None = None
+    needs: frozenset[str] = frozenset()
+    region: str | None = None
+    max_output_tokens: int | None = None
+    expensive_allowed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One route of a plan, in its place."""
+
+    route: Route
+    quality: float
+    prompt_tokens: int
+    output_tokens: float
+    cost_usd: float
+    propensity: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Routes in order of preference, whether or not they can be called right now, and the decision they come from."""
+
+    choices: tuple[Choice, ...]
+    decision: Decision
+    decided_by: str
+    """router | prior | named | explored"""
+    notes: tuple[str, ...] = ()
+    overflowing: tuple[str, ...] = ()
+    """Routes left out only because the prompt is too long for them."""
+
+    @property
+    def nearly_as_good_from(self) -> float:
+        return self.choices[0].quality
+
+
+class RouteTable:
+    """The fleet's routes by name, successors resolved, for one day. Immutable; a reload makes another."""
+
+    def __init__(self, fleet: Fleet, columns: Mapping[str, Prediction], today: datetime.date) -> None:
+        self.fleet = fleet
+        self.today = today
+        self.routes = {name: _route(fleet, name, model, columns) for name, model in fleet.models.items()}
+        self.replaced = {
+            name: self._successor(name) for name, model in fleet.models.items() if _is_past(model, self.today)
+        }
+        chat = [r for r in self.routes.values() if "transcription" not in r.capabilities]
+        self.automatic = tuple(r for r in chat if r.model.auto and r.name not in self.replaced)
+        self.always_best = fleet.policy.always_best or dearest(fleet.models)
+        best = fleet.models[self.always_best] if self.always_best else None
+        usd = expected_usd(best, REFERENCE_TOKENS, REFERENCE_TOKENS) if best else 0.0
+        self.reference_cost_usd = fleet.router.reference_cost_usd or usd or 1.0
+
+    def _successor(self, name: str) -> str | None:
+        """The first successor still in service; None where there is none. The config has ruled out circles."""
+        following = self.fleet.models[name].successor
+        while following is not None and _is_past(self.fleet.models[following], self.today):
+            following = self.fleet.models[following].successor
+        return following
+
+    def named(self, name: str) -> tuple[Route | None, str | None]:
+        """The route that a request for `name` gets, and the note where that is its successor."""
+        if name not in self.replaced:
+            return self.routes.get(name), None
+        successor = self.replaced[name]
+        date = self.fleet.models[name].shutdown_date
+        if successor is None:
+            raise ConstraintError(f"{name} was shut down on {date} and the fleet names no successor; ask for another.")
+        return self.routes[successor], f"{name} was shut down on {date}; its successor {successor} answers."
+
+
+def _route(fleet: Fleet, name: str, model: Model, columns: Mapping[str, Prediction]) -> Route:
+    column = model.scored_as or name
+    fitted = columns.get(column)
+    quality = model.prior_quality
+    if quality is None:
+        quality = fitted.quality if fitted else UNKNOWN_QUALITY
+    length = model.prior_output_tokens
+    if length is None:
+        length = fitted.output_tokens if fitted else UNKNOWN_OUTPUT_TOKENS
+    region = fleet.providers[model.provider].region
+    regions = frozenset(model.regions or ((region,) if region else ()))
+    return Route(name, model, column, regions, frozenset(model.capabilities), Prediction(quality, length))
+
+
+def _is_past(model: Model, today: datetime.date) -> bool:
+    return model.shutdown_date is not None and model.shutdown_date <= today
+
+
+def plan(
+    table: RouteTable,
+    ask: Ask,
+    predictions: Mapping[str, Prediction] | None,
+    status: Callable[[str], Status],
+    random: Callable[[], float] | None = None,
+) -> Plan:
+    """The plan for `auto`. `predictions`: by column, or None where the router had no answer in time.
+
+    Raises `ConstraintError` where nothing is left, naming what ruled out the most. `random` is drawn only where the
+    fleet explores.
+    """
+    policy = table.fleet.policy
+    offers: list[Offer] = []
+    choices: dict[str, Choice] = {}
+    penalties: dict[str, float] = {}
+    refused: list[tuple[str, str]] = []
+    overflowing: list[str] = []
+    for route in table.automatic:
+        now = status(route.name)
+        predicted = route.prior if predictions is None else predictions.get(route.column, route.prior)
+        choice = choice_of(route, ask, predicted, now.token_scale)
+        unfit = unfit_because(route, ask)
+        if unfit is None and not fits(choice, ask, table.fleet.context.answer_tokens):
+            overflowing.append(route.name)
+            unfit = f"{choice.prompt_tokens} prompt tokens and the answer exceed its {route.model.context_tokens}"
+        if unfit is not None:
+            refused.append((route.name, unfit))
+            continue
+        choices[route.name] = choice
+        offers.append(Offer(route.name, choice.quality, choice.output_tokens, choice.cost_usd))
+        if now.headroom < policy.low_headroom:
+            penalties[route.name] = policy.headroom_weight * (1.0 - now.headroom / policy.low_headroom)
+    if not offers:
+        raise ConstraintError(_nothing_left(refused))
+    weighed: Sequence[Candidate] = weigh(
+        offers,
+        tradeoff=ask.tradeoff,
+        reference_cost_usd=table.reference_cost_usd,
+        min_quality=ask.min_quality,
+        max_cost_usd=ask.max_cost_usd,
+    )
+    if penalties:
+        weighed = [replace(c, utility=c.utility - penalties.get(c.model, 0.0)) for c in weighed]
+        weighed.sort(key=lambda c: (c.ruled_out is not None, -c.utility, c.cost_usd, c.model))
+    decision = choose(weighed, tradeoff=ask.tradeoff, min_quality=ask.min_quality, max_cost_usd=ask.max_cost_usd)
+    decided_by = "prior" if predictions is None else "router"
+    order = [choices[c.model] for c in weighed if c.ruled_out is None]
+    share = table.fleet.router.exploration_share
+    if share and random is not None and len(order) > 1:
+        order, explored = explore(order, weighed, share, random)
+        if explored:
+            decided_by = "explored"
+            first = order[0].route.name
+            decision = replace(decision, model=first, reason=f"{first} was drawn to explore. {decision.reason}")
+    if decided_by == "prior":
+        decision = replace(decision, reason=f"{decision.reason} Decided on priors: the router had no answer in time.")
+    return Plan(tuple(order), decision, decided_by, _blocked_notes(order, status), tuple(overflowing))
+
+
+def explore(
+    order: list[Choice], weighed: Sequence[Candidate], share: float, random: Callable[[], float]
+) -> tuple[list[Choice], bool]:
+    """With probability `share` a draw in proportion to utility above the worst (plus an even floor) goes first.
+
+    Every choice gets the propensity with which it would have been first, whichever way this request went: what
+    inverse-propensity estimates need.
+    """
+    fitting = [c.utility for c in weighed if c.ruled_out is None]
+    low, high = min(fitting), max(fitting)
+    spread = (high - low) or 1.0
+    weights = [0.25 + (value - low) / spread for value in fitting]
+    total = sum(weights)
+    chances = [share * weight / total for weight in weights]
+    chances[0] += 1.0 - share
+    with_chances = [replace(choice, propensity=chance) for choice, chance in zip(order, chances, strict=True)]
+    if random() >= share:
+        return with_chances, False
+    drawn, running = random() * total, 0.0
+    picked = len(weights) - 1
+    for index, weight in enumerate(weights):
+        running += weight
+        if drawn < running:
+            picked = index
+            break
+    return [with_chances[picked], *with_chances[:picked], *with_chances[picked + 1 :]], True
+
+
+def named_plan(table: RouteTable, ask: Ask, names: Sequence[str], status: Callable[[str], Status]) -> Plan:
+    """The plan for a concrete model and the fallbacks that may stand in, in that order. No scores, no utility.
+
+    Raises `ConstraintError` where the first of them cannot serve the request at all.
+    """
+    choices: list[Choice] = []
+    notes: list[str] = []
+    overflowing: list[str] = []
+    refused: list[tuple[str, str]] = []
+    for name in names:
+        route, note = table.named(name)
+        if route is None or any(route is c.route for c in choices):
+            continue
+        choice = choice_of(route, ask, route.prior, status(route.name).token_scale)
+        unfit = unfit_because(route, ask)
+        if unfit is None and choice.prompt_tokens > MARGIN * route.model.context_tokens:
+            overflowing.append(route.name)
+            unfit = f"{choice.prompt_tokens} prompt tokens exceed its window of {route.model.context_tokens}"
+        if unfit is not None:
+            refused.append((route.name, unfit))
+        else:
+            choices.append(choice)
+            notes += [note] if note else []
+    if not choices:
+        raise ConstraintError(_nothing_left(refused))
+    first = choices[0]
+    name = first.route.name
+    candidates = tuple(Candidate(c.route.name, c.quality, c.output_tokens, c.cost_usd, 0.0) for c in choices)
+    decision = Decision(name, f"{name} was asked for by name.", candidates, ask.tradeoff, first.prompt_tokens)
+    return Plan(tuple(choices), decision, "named", tuple(notes), tuple(overflowing))
+
+
+def choice_of(route: Route, ask: Ask, predicted: Prediction, token_scale: float) -> Choice:
+    model = route.model
+    prompt_tokens = ask.size.tokens(model.bytes_per_token, token_scale)
+    length = predicted.output_tokens
+    if ask.max_output_tokens is not None and ask.max_output_tokens < length:
+        length = float(ask.max_output_tokens)
+    cost = expected_usd(model, prompt_tokens, length)
+    return Choice(route, predicted.quality, prompt_tokens, length, cost)
+
+
+def unfit_because(route: Route, ask: Ask) -> str | None:
+    """Why a route cannot serve the request whatever its health: None where it can."""
+    if not ask.needs <= route.capabilities:
+        return f"it lacks {', '.join(sorted(ask.needs - route.capabilities))}"
+    if ask.region is not None and ask.region not in route.regions:
+        return f"it is not served in {ask.region}"
+    if route.model.expensive and not ask.expensive_allowed:
+        return "this key has used up its expensive calls for the hour"
+    most = route.model.max_output_tokens
+    if most is not None and ask.max_output_tokens is not None and ask.max_output_tokens > most:
+        return f"{ask.max_output_tokens} answer tokens exceed its {most}"
+    return None
+
+
+def fits(choice: Choice, ask: Ask, answer_tokens: int) -> bool:
+    """Whether the prompt and room for the answer fit the window."""
+    model = choice.route.model
+    if ask.max_output_tokens is not None:
+        room = float(ask.max_output_tokens)
+    else:
+        room = max(float(min(answer_tokens, model.context_tokens // 4)), ROOM_OVER_PREDICTION * choice.output_tokens)
+        room = min(room, model.context_tokens / 2)
+    return MARGIN * choice.prompt_tokens + room <= model.context_tokens
+
+
+def takes_over(policy: PolicySection, failed: Choice, following: Choice) -> bool:
+    """Whether `following` is nearly as good as `failed`: then it answers at once, and nobody waits."""
+    return following.quality >= failed.quality - policy.nearly_as_good
+
+
+def _blocked_notes(order: Sequence[Choice], status: Callable[[str], Status]) -> tuple[str, ...]:
+    first = status(order[0].route.name)
+    return (f"{order[0].route.name}: {first.why}",) if first.blocked_s is not None else ()
+
+
+def _nothing_left(refused: Sequence[tuple[str, str]]) -> str:
+    if not refused:
+        return "no model of the fleet may be chosen by `auto`; set auto = true on one, or ask for a model by name."
+    listed = "; ".join(f"{name}: {why}" for name, why in refused[:8])
+    return f"no model can serve this request ({listed}); change the request or the fleet."
