@@ -71,6 +71,8 @@ class ToolCall(Struct, frozen=True, gc=False):
 
 
 class ToolResult(Struct, frozen=True):
+    """Alone in a `TOOL` message (OpenAI), or among the parts of a `USER` message (Anthropic): look for the part."""
+
     call_id: str
     parts: tuple[Text | Media, ...]
     is_error: bool = False
@@ -182,10 +184,12 @@ class ChatRequest(Struct, frozen=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     reasoning_effort: str | None = None
-    """none | minimal | low | medium | high | xhigh, in OpenAI's words."""
+    """none | minimal | low | medium | high | xhigh | max."""
     thinking_budget_tokens: int | None = None
     """Anthropic's and Gemini's way to say the same; 0 turns thinking off."""
     user: str | None = None
+    native_only: str | None = None
+    """The feature that only a provider of the `face`'s own format can serve (a vendor's own tool, an uploaded file)."""
     options: RoutingOptions = RoutingOptions()
     has_images: bool = False
     has_audio: bool = False

@@ -23,10 +23,14 @@ class HttpError(Struct, frozen=True):
 
 
 class StreamRenderer(Protocol):
-    """One streamed answer, rendered. Keeps one id, one model and one numbering of blocks across re-routes."""
+    """One streamed answer, rendered. Keeps one id and one numbering of blocks across re-routes."""
+
+    model: str
+    """The fleet's name of the model that is answering: set it anew before the first event of another model."""
 
     def render(self, event: StreamEvent) -> bytes:
-        """The bytes for one event; empty where there is nothing to send yet (usage and the finish wait for `close`)."""
+        """The bytes for one event; empty where there is nothing to send yet (the beginning waits for content, usage
+        and the finish for `close`)."""
         ...
 
     def close(self, usage: Usage, report: Report) -> bytes:
@@ -50,10 +54,12 @@ class Face(Protocol):
         """Raises `RequestError` with the field's path and a sentence that helps. `headers`: lower-case names."""
         ...
 
-    def render_answer(self, answer: Answer, report: Report) -> bytes: ...
-
-    def renderer(self, request: ChatRequest, *, created_s: int) -> StreamRenderer:
+    def render_answer(self, answer: Answer, report: Report, *, created_s: int) -> bytes:
         """`created_s`: Unix time of the answer's beginning."""
+        ...
+
+    def renderer(self, request: ChatRequest, model: str, *, created_s: int) -> StreamRenderer:
+        """`model`: the fleet's name of the first model to be asked."""
         ...
 
     def render_error(self, error: RequestError | ProviderProblem) -> HttpError:
