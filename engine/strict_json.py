@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -49,6 +49,12 @@ def record(value: dict[str, Any], kind: type[Record], place: str) -> Record:
     for name, field in known.items():
         if name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise FormatError(f"{place} has no {name!r}; it has {', '.join(map(repr, sorted(value))) or 'no keys'}.")
+    for name, hint in get_type_hints(kind).items():
+        choices = [
+            choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)
+        ]
+        if choices and name in value and value[name] is not None and value[name] not in choices:
+            raise FormatError(f"{place}: {name} is {shown(value[name])}; it must be {' or '.join(map(str, choices))}.")
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
