@@ -94,6 +94,17 @@ class Ping(Struct, frozen=True, tag=True, gc=False):
     """A keep-alive, or an event with no content that onebeat does not know. Feeds no stall clock."""
 
 
+class Native(Struct, frozen=True, tag=True):
+    """A piece of content that only the vendor's own format can say (a vendor's own tool at work, a citation).
+
+    A face of the same `format` sends it on; another cannot and drops it. It counts as content to the stall clock.
+    """
+
+    format: WireFormat
+    kind: str
+    fields: Mapping[str, Raw]
+
+
 class ProblemKind(StrEnum):
     """What went wrong upstream."""
 
@@ -177,7 +188,9 @@ class ProviderProblem(Struct, frozen=True, tag=True):
         return self.kind.is_retryable if self.should_retry is None else self.should_retry
 
 
-StreamEvent = Started | TextDelta | ReasoningDelta | ToolCallDelta | Finished | UsageReport | Ping | ProviderProblem
+StreamEvent = (
+    Started | TextDelta | ReasoningDelta | ToolCallDelta | Native | Finished | UsageReport | Ping | ProviderProblem
+)
 
 
 class Answer(Struct, frozen=True):

@@ -190,6 +190,8 @@ class ChatRequest(Struct, frozen=True):
     user: str | None = None
     native_only: str | None = None
     """The feature that only a provider of the `face`'s own format can serve (a vendor's own tool, an uploaded file)."""
+    betas: str | None = None
+    """Anthropic's `anthropic-beta` header, for its own provider only."""
     options: RoutingOptions = RoutingOptions()
     has_images: bool = False
     has_audio: bool = False
