@@ -19,6 +19,8 @@ FAMILIES: tuple[Family, ...] = ("qwen2", "qwen3", "llama", "mistral")
 
 LARGEST_SIZE = 2**31 - 1
 MOST_LAYERS = 1000
+HEAD_SIZES = (64, 96, 128)
+"""What the attention kernels are written for."""
 MISTRAL_WINDOW = 4096
 """What transformers assumes when a Mistral config.json does not mention `sliding_window`."""
 
@@ -82,8 +84,10 @@ class BackboneConfig:
         if query_heads % key_heads:
             raise FormatError(f"{place}: {query_heads} query heads cannot share {key_heads} key heads evenly.")
         head_size = keys.size("head_dim", 128 if family == "qwen3" else max(1, hidden_size // query_heads))
-        if head_size % 2:
-            raise FormatError(f"{place}: head_dim is {head_size}; rotary embedding needs an even one.")
+        if head_size not in HEAD_SIZES:
+            raise FormatError(
+                f"{place}: head_dim is {head_size}; heads of {', '.join(map(str, HEAD_SIZES))} are computed."
+            )
         layers = keys.size("num_hidden_layers", largest=MOST_LAYERS)
         theta, scaling = _rope(keys)
         bias = keys.flag("attention_bias", family == "qwen2")

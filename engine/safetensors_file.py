@@ -8,6 +8,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSO
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -82,6 +83,16 @@ class SafetensorsFile:
             del part
             self._release(start, count * row_bytes)
         return out
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
+        """A copy of some rows of the matrix `name`, in that order, without reading the others."""
+        entry = self.entries[name]
+        dtype = torch_dtype(entry, name, self.path)
+        row_bytes = entry.size_bytes // entry.shape[0]
+        copied = torch.stack([self._view(dtype, entry.start + row * row_bytes, row_bytes).clone() for row in rows])
+        if not bool(torch.isfinite(copied).all()):
+            raise self._not_finite(copied.flatten(), name, 0)
+        return copied
 
     def _view(self, dtype: torch.dtype, start: int, size_bytes: int) -> torch.Tensor:
         assert self._map is not None

@@ -19,6 +19,7 @@ Outside `names()`, for heads that ask: final_norm [H], output [V, H] (the embedd
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,11 @@ class Weights:
             self._file(part).read(self._prefixed(part.name), into=target)
             first += rows
         return out
+
+    def rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
+        """Some rows of an unfused matrix (`output`), without reading the others."""
+        (part,) = self._parts(name)
+        return self._file(part).read_rows(self._prefixed(part.name), rows)
 
     def raw(self, name: str) -> torch.Tensor | None:
         """A tensor by the name that it has in the checkpoint (`score.weight`), or None where there is none."""

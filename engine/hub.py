@@ -1,0 +1,100 @@
+"""Where a router's folder comes from: a path, the default router, or a repository of the Hugging Face hub.
+
+Enters: what `Router.from_pretrained` was given. Leaves: a local folder. From the hub only safetensors and JSON files
+are fetched: nothing that could run code when it is opened. Knows nothing of what the files hold.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from onebeat.engine.errors import ConfigError, FetchError
+
+PREFIX = "hf:"
+WANTED = ("config.json", "router.json", "tokenizer*.json", "chat_template.json", "model*.safetensors*", "router_head.*")
+"""At the top of the repository. The hub's own filter lets `*` match a slash, so folders are left out by `IGNORED`."""
+IGNORED = ("*/*", "*.bin", "*.pt", "*.pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class HubReference:
+    """`hf:org/name@revision`, taken apart."""
+
+    repository: str
+    revision: str | None
+
+    @classmethod
+    def parse(cls, source: str, revision: str | None = None) -> HubReference:
+        """Raises `ConfigError` for a malformed reference, or two different revisions."""
+        repository, _, pinned = source.removeprefix(PREFIX).partition("@")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", repository):
+            raise ConfigError(f"{source!r} is not a repository of the hub; write hf:org/name or hf:org/name@revision.")
+        if "@" in source and not pinned:
+            raise ConfigError(f"{source!r} has no revision after the @; write a branch, a tag or a commit.")
+        if pinned and revision is not None and pinned != revision:
+            raise ConfigError(f"{source!r} pins revision {pinned!r} and revision is {revision!r}; give one of them.")
+        return cls(repository, pinned or revision)
+
+
+def router_folder(source: str | Path, *, revision: str | None = None, cache_folder: Path | None = None) -> Path:
+    """The folder of `source`: "default", "hf:org/name@revision", or a path.
+
+    Raises `FetchError` when it is not here and cannot be fetched, and `ConfigError` for a source that means nothing.
+    """
+    if isinstance(source, str) and source.startswith(PREFIX):
+        return fetch(HubReference.parse(source, revision), cache_folder=cache_folder)
+    if revision is not None:
+        raise ConfigError(f"revision is {revision!r} and {str(source)!r} is not on the hub; write hf:org/name for one.")
+    if source == "default":
+        from onebeat.engine.default_router import default_router_folder
+
+        return default_router_folder()
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f'{str(source)!r} is not a folder; give a router\'s folder, "default", or hf:org/name for one on the hub.'
+        )
+    return folder
+
+
+def fetch(reference: HubReference, *, cache_folder: Path | None = None, endpoint: str | None = None) -> Path:
+    """The repository's router files, fetched once and kept in the hub's cache. Raises `FetchError`."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    where = f"{PREFIX}{reference.repository}" + (f"@{reference.revision}" if reference.revision else "")
+    try:
+        return Path(
+            snapshot_download(
+                reference.repository,
+                revision=reference.revision,
+                cache_dir=cache_folder,
+                endpoint=endpoint,
+                allow_patterns=list(WANTED),
+                ignore_patterns=list(IGNORED),
+            )
+        )
+    except GatedRepoError:
+        raise FetchError(f"{where} is gated; accept its licence on the hub and set HF_TOKEN to a token.") from None
+    except RepositoryNotFoundError:
+        raise FetchError(f"{where} is not on the hub, or is private; correct the name or set HF_TOKEN.") from None
+    except RevisionNotFoundError:
+        raise FetchError(f"{where}: the repository has no revision {reference.revision!r}; correct it.") from None
+    except _network_errors() as error:
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {lines[0].rstrip('.')}"
+        raise FetchError(
+            f"{where} could not be fetched ({reason}); check the network, or give a folder that holds the files."
+        ) from error
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises when a transfer fails: its own errors are OSErrors, those of httpx are not."""
+    try:
+        # Some versions of huggingface-hub transfer with httpx, others without.
+        return (OSError, ValueError, import_module("httpx").HTTPError)
+    except ImportError:
+        return (OSError, ValueError)

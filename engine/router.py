@@ -1,0 +1,258 @@
+"""The router: prompts in, predicted quality and answer length per model out, and the decision that follows.
+
+Enters: a router's folder, the default router, or one on the hub; then prompts. Leaves: `Scores` and `Decision`s. Knows
+no provider. Thread-safe: nothing changes after loading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from onebeat.engine.config import BackboneConfig
+from onebeat.engine.decision import Decision, Offer, choose, weigh
+from onebeat.engine.errors import CheckpointError, ConfigError, InputError
+from onebeat.engine.foreign_heads import ForeignHead
+from onebeat.engine.head import Head
+from onebeat.engine.head_file import load_head
+from onebeat.engine.hub import router_folder
+from onebeat.engine.loading import Precision, load_backbone
+from onebeat.engine.records import Column, Prompt, Scores, Timing
+from onebeat.engine.router_config import RouterConfig
+from onebeat.engine.runner import Runner
+from onebeat.engine.strict_json import nearest, shown
+from onebeat.engine.tokens import Prepared, PromptTokenizer
+from onebeat.engine.weights import Weights
+
+PRECISIONS = ("auto", "int8", "bfloat16", "float32")
+FINGERPRINTED = ("router.json", "router_head.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Router:
+    """A loaded router; build it with `from_pretrained`."""
+
+    config: RouterConfig
+    tokenizer: PromptTokenizer
+    runner: Runner
+    head: Head | ForeignHead
+    fingerprint: str
+    """Hash of the backbone, the head, the tokenizer and the precision: scores with the same fingerprint are equal."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path = "default",
+        *,
+        precision: Literal["auto", "int8", "bfloat16", "float32"] = "auto",
+        device: str = "auto",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Router:
+        """Loads the router in a folder, the default one, or `hf:org/name` (optionally `@revision`).
+
+        `precision` "auto" is int8; `device` "auto" is a GPU where there is one. `cache_dir` is where files from the hub
+        are kept. Raises `ConfigError` for arguments, `FetchError` for what cannot be fetched, `CheckpointError` for
+        what is on disk: each in one sentence that says how to mend it.
+        """
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision is {shown(precision)}; {nearest(str(precision), PRECISIONS)}.")
+        where = _device(device)
+        folder = router_folder(source, revision=revision, cache_folder=Path(cache_dir) if cache_dir else None)
+        config = RouterConfig.load(folder)
+        backbone = BackboneConfig.load(folder)
+        config.check_backbone(backbone, str(folder / "router.json"))
+        tokenizer = PromptTokenizer(
+            folder,
+            template=config.template,
+            max_prompt_tokens=config.max_prompt_tokens,
+            vocab_size=backbone.vocab_size,
+        )
+        weights = Weights(folder, backbone, config.last_layer)
+        head = load_head(folder, config, backbone, weights, tokenizer.token_id)
+        actual: Precision = "int8" if precision == "auto" else precision
+        layers = load_backbone(
+            backbone,
+            weights,
+            [tap.layer for tap in config.taps],
+            actual,
+            device=where,
+            max_positions=config.max_prompt_tokens,
+        )
+        runner = Runner(layers, [tap.pooling for tap in config.taps])
+        return cls(config, tokenizer, runner, head, _fingerprint(folder, weights, actual, where.type))
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """[M] the models that are scored."""
+        return self.config.columns
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longer prompts are cut to this many tokens."""
+        return self.config.max_prompt_tokens
+
+    def prepare(self, prompt: Prompt) -> Prepared:
+        """Template, tokens and cut of one prompt; uses no tensors. Raises `InputError`."""
+        prepared = self.tokenizer.prepare(prompt)
+        if isinstance(self.head, ForeignHead):
+            ids = self.head.trimmed(prepared.token_ids)
+            return Prepared(ids, prepared.prompt_tokens, prepared.cut_tokens, prepared.estimated)
+        return prepared
+
+    def score(self, prompts: Sequence[Prompt], *, features: bool = False) -> Scores:
+        """Predicted quality and answer length of every model for `n` prompts: strings, or lists of messages.
+
+        `features` keeps the pooled states, too. Raises `InputError` for a prompt that cannot be read, saying which.
+        """
+        prepared, tokenize_ms = self._prepare_all(prompts)
+        start = time.perf_counter()
+        pooled = self.runner.features([prompt.token_ids for prompt in prepared]).numpy()  # [n, taps*H]
+        quality, output_tokens = self.head.score(pooled)
+        compute_ms = (time.perf_counter() - start) * 1e3
+        self._refuse_nan(quality, output_tokens)
+        return Scores(
+            tuple(column.name for column in self.columns),
+            quality,
+            output_tokens,
+            np.array([prompt.prompt_tokens for prompt in prepared], np.int64),
+            np.array([prompt.cut_tokens for prompt in prepared], np.int64),
+            tuple(
+                Timing(
+                    tokenize_ms=spent_ms,
+                    compute_ms=compute_ms,
+                    total_ms=spent_ms + compute_ms,
+                    computed_tokens=len(prompt.token_ids),
+                )
+                for prompt, spent_ms in zip(prepared, tokenize_ms, strict=True)
+            ),
+            pooled if features else None,
+        )
+
+    def route(
+        self,
+        prompt: Prompt,
+        *,
+        tradeoff: float = 0.5,
+        min_quality: float | None = None,
+        max_cost_usd: float | None = None,
+        models: Sequence[str] | None = None,
+    ) -> Decision:
+        """Scores one prompt and decides.
+
+        `tradeoff` runs from 0 (cheapest that is not hopeless) to 1 (best, whatever it costs); `models` restricts the
+        choice. Raises `InputError`, and `ConstraintError` where no model satisfies `min_quality` and `max_cost_usd`,
+        saying which failed.
+        """
+        scores = self.score([prompt])
+        return self.decide(scores, tradeoff=tradeoff, min_quality=min_quality, max_cost_usd=max_cost_usd, models=models)
+
+    def decide(
+        self,
+        scores: Scores,
+        row: int = 0,
+        *,
+        tradeoff: float = 0.5,
+        min_quality: float | None = None,
+        max_cost_usd: float | None = None,
+        models: Sequence[str] | None = None,
+    ) -> Decision:
+        """The decision for prompt `row` of `scores`; arithmetic only."""
+        tokens = int(scores.prompt_tokens[row])
+        offers = [
+            Offer(
+                column.name,
+                float(scores.quality[row, index]),
+                float(scores.output_tokens[row, index]),
+                cost_usd(column, tokens, float(scores.output_tokens[row, index])),
+            )
+            for index, column in enumerate(self.columns)
+            if self._is_asked_for(column.name, models)
+        ]
+        weighed = weigh(
+            offers,
+            tradeoff=tradeoff,
+            reference_cost_usd=self.config.reference_cost_usd,
+            min_quality=min_quality,
+            max_cost_usd=max_cost_usd,
+        )
+        return choose(
+            weighed,
+            tradeoff=tradeoff,
+            min_quality=min_quality,
+            max_cost_usd=max_cost_usd,
+            prompt_tokens=tokens,
+            cut_tokens=int(scores.cut_tokens[row]),
+            timing=scores.timing[row] if scores.timing else None,
+        )
+
+    def _prepare_all(self, prompts: Sequence[Prompt]) -> tuple[list[Prepared], list[float]]:
+        if isinstance(prompts, str) or any(isinstance(prompt, dict) for prompt in prompts):
+            raise InputError("score takes a list of prompts and was given one prompt; put it in a list.")
+        prepared, spent_ms = [], []
+        for index, prompt in enumerate(prompts):
+            start = time.perf_counter()
+            try:
+                prepared.append(self.prepare(prompt))
+            except InputError as error:
+                raise InputError(
+                    f"prompt {index} of {len(prompts)}: {error}" if len(prompts) > 1 else str(error)
+                ) from None
+            spent_ms.append((time.perf_counter() - start) * 1e3)
+        return prepared, spent_ms
+
+    def _is_asked_for(self, name: str, models: Sequence[str] | None) -> bool:
+        if models is None:
+            return True
+        names = [column.name for column in self.columns]
+        for model in models:
+            if model not in names:
+                raise InputError(
+                    f"models names {shown(model)}, which this router does not score; {nearest(model, names)}."
+                )
+        return name in models
+
+    def _refuse_nan(self, quality: NDArray[np.float32], output_tokens: NDArray[np.float32]) -> None:
+        """A checkpoint whose states overflow must not decide anything."""
+        bad = ~(np.isfinite(quality) & np.isfinite(output_tokens)).all(axis=1)
+        if bad.any():
+            raise CheckpointError(
+                f"the router {self.config.name!r} scored prompt {int(bad.argmax())} as "
+                f"{quality[bad.argmax()].tolist()}, which are no qualities: "
+                'its weights overflow; load it with precision="float32", or fit it again.'
+            )
+
+
+def cost_usd(column: Column, prompt_tokens: int, output_tokens: float) -> float:
+    """What this prompt and its predicted answer cost at the column's list prices."""
+    return (prompt_tokens * column.input_usd_per_million + output_tokens * column.output_usd_per_million) / 1e6
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f'device is {shown(device)}; it must be "auto", "cpu", "cuda" or "cuda:1".') from None
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(f'device is {shown(device)}; it must be "auto", "cpu", "cuda" or "cuda:1".')
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f'device is {shown(device)} and torch finds {torch.cuda.device_count()} GPUs; use "cpu".')
+    return found
+
+
+def _fingerprint(folder: Path, weights: Weights, precision: str, device: str) -> str:
+    digest = hashlib.sha256(f"{weights.sha256} {precision} {device}".encode())
+    for name in FINGERPRINTED:
+        path = folder / name
+        digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
+    return digest.hexdigest()[:32]
