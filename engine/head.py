@@ -7,7 +7,8 @@ numpy starts faster than a tensor library would.
     linear     z = W x + b                         x standardised by norm.mean and norm.scale
     low_rank   z = A (B x + c) + b                 the prompt's need (K numbers) times each model's ability
     mlp        z = A gelu(B x + c) + S x + b       S, the skip, is optional
-    quality = calibration(z), by default the logistic function; output_tokens = exp(L x + l)
+    kernel     z = A k + b                         k_p = exp(-|B x + c - landmark_p| / width): a Laplacian kernel
+    quality = calibration(z), by default the logistic function; output_tokens = exp(L x + l), a kernel's exp(L k + l)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from onebeat.engine.errors import FormatError, InputError, WeightError
 
-KINDS = ("linear", "low_rank", "mlp")
+KINDS = ("linear", "low_rank", "mlp", "kernel")
 MAX_OUTPUT_TOKENS = 200_000.0
 """No answer is predicted longer than this: past the largest output window on the market a length is an artefact."""
 
@@ -55,11 +56,11 @@ class Head:
     inverse_scale: Array
     """[F]"""
     quality_weight: Array
-    """[M, F], or [M, K] behind a hidden layer."""
+    """[M, F]; [M, K] behind a hidden layer; [M, P] behind a kernel's landmarks."""
     quality_bias: Array
     """[M]"""
     length_weight: Array
-    """[M, F]"""
+    """[M, F]; [M, P] for a kernel."""
     length_bias: Array
     """[M]"""
     hidden_weight: Array | None
@@ -68,6 +69,12 @@ class Head:
     """[K]"""
     skip: Array | None
     """[M, F]; only an mlp may have one."""
+    landmarks: Array | None
+    """[P, K] projected states of the prompts that a kernel compares with; None for the other kinds."""
+    landmark_squares: Array | None
+    """[P] their squared lengths."""
+    inverse_width: float
+    """1 / the distance over which a kernel falls by a factor of e."""
     calibration: tuple[Calibration, ...]
     """[M]"""
 
@@ -92,16 +99,21 @@ class Head:
         width = features
         shapes: dict[str, tuple[int, ...]] = {"norm.mean": (features,), "norm.scale": (features,)}
         if kind != "linear":
-            width = _hidden_width(tensors, features)
+            width = _rows_of(tensors, "hidden.weight", f"[K, {features}]")
             shapes |= {"hidden.weight": (width, features), "hidden.bias": (width,)}
-        shapes |= {"quality.weight": (models, width), "quality.bias": (models,)}
-        shapes |= {"length.weight": (models, features), "length.bias": (models,)}
+        points, read = width, features
+        if kind == "kernel":
+            points = read = _rows_of(tensors, "kernel.landmarks", f"[P, {width}]")
+            shapes |= {"kernel.landmarks": (points, width), "kernel.width": (1,)}
+        shapes |= {"quality.weight": (models, points), "quality.bias": (models,)}
+        shapes |= {"length.weight": (models, read), "length.bias": (models,)}
         if kind == "mlp" and "quality.skip" in tensors:
             shapes["quality.skip"] = (models, features)
         _check(tensors, shapes)
         held = {name: np.ascontiguousarray(tensors[name], dtype=np.float32) for name in shapes}
-        if not (held["norm.scale"] > 0).all():
-            raise WeightError("norm.scale of the head holds a value that is not positive; fit the head again.")
+        for name in {"norm.scale", "kernel.width"} & held.keys():
+            if not (held[name] > 0).all():
+                raise WeightError(f"{name} of the head holds a value that is not positive; fit the head again.")
         return cls(
             kind,
             tuple(columns),
@@ -114,6 +126,9 @@ class Head:
             held.get("hidden.weight"),
             held.get("hidden.bias"),
             held.get("quality.skip"),
+            held.get("kernel.landmarks"),
+            _squares(held["kernel.landmarks"]) if kind == "kernel" else None,
+            1.0 / float(held["kernel.width"][0]) if kind == "kernel" else 0.0,
             _calibrations(calibration, columns),
         )
 
@@ -133,8 +148,12 @@ class Head:
         lengths = np.empty_like(logits)
         for row, state in enumerate(features):
             normed = (state - self.mean) * self.inverse_scale
-            logits[row] = self._logits_of(normed)
-            lengths[row] = self.length_weight @ normed + self.length_bias
+            inner = normed
+            if self.hidden_weight is not None and self.hidden_bias is not None:
+                inner = self._activated(_single(self.hidden_weight @ normed + self.hidden_bias))
+            logit = self.quality_weight @ inner + self.quality_bias
+            logits[row] = logit if self.skip is None else logit + self.skip @ normed
+            lengths[row] = self.length_weight @ (inner if self.kind == "kernel" else normed) + self.length_bias
         return self._finish(logits, lengths)
 
     def score_in_bulk(self, features: Array) -> tuple[Array, Array]:
@@ -143,20 +162,24 @@ class Head:
         normed = (features - self.mean) * self.inverse_scale
         inner = normed
         if self.hidden_weight is not None and self.hidden_bias is not None:
-            inner = _single(normed @ self.hidden_weight.T + self.hidden_bias)
-            inner = gelu(inner) if self.kind == "mlp" else inner
+            inner = self._activated(_single(normed @ self.hidden_weight.T + self.hidden_bias))
         logits = _single(inner @ self.quality_weight.T + self.quality_bias)
         if self.skip is not None:
             logits = _single(logits + normed @ self.skip.T)
-        return self._finish(logits, _single(normed @ self.length_weight.T + self.length_bias))
+        read = inner if self.kind == "kernel" else normed
+        return self._finish(logits, _single(read @ self.length_weight.T + self.length_bias))
 
-    def _logits_of(self, normed: Array) -> Array:
-        inner = normed
-        if self.hidden_weight is not None and self.hidden_bias is not None:
-            inner = _single(self.hidden_weight @ normed + self.hidden_bias)
-            inner = gelu(inner) if self.kind == "mlp" else inner
-        logits = _single(self.quality_weight @ inner + self.quality_bias)
-        return logits if self.skip is None else _single(logits + self.skip @ normed)
+    def _activated(self, hidden: Array) -> Array:
+        """What the last layer reads of a hidden state [..., K]: itself, its gelu, or its nearness [..., P] to the
+        landmarks."""
+        if self.kind == "mlp":
+            return gelu(hidden)
+        if self.landmarks is None or self.landmark_squares is None:
+            return hidden
+        # |u - l|^2 by one product: subtracting every landmark from every row would need [n, P, K] numbers.
+        squares = _squares(hidden)[..., None] + self.landmark_squares
+        distances = np.sqrt(np.maximum(squares - 2.0 * _product(hidden, self.landmarks), 0.0))
+        return _single(np.exp(-distances * self.inverse_width))
 
     def _finish(self, logits: Array, lengths: Array) -> tuple[Array, Array]:
         quality = np.empty_like(logits)
@@ -184,10 +207,19 @@ def _single(x: NDArray[np.generic]) -> Array:
     return np.asarray(x, dtype=np.float32)
 
 
-def _hidden_width(tensors: Mapping[str, NDArray[np.generic]], features: int) -> int:
-    if "hidden.weight" not in tensors:
-        raise WeightError(f"the head lacks hidden.weight [K, {features}]; fit it again.")
-    return int(tensors["hidden.weight"].shape[0])
+def _squares(rows: Array) -> Array:
+    return _single((rows * rows).sum(-1))
+
+
+def _product(states: Array, rows: Array) -> Array:
+    """states [K] or [n, K] times each of rows [P, K]: [P] or [n, P]."""
+    return _single(rows @ states if states.ndim == 1 else states @ rows.T)
+
+
+def _rows_of(tensors: Mapping[str, NDArray[np.generic]], name: str, shape: str) -> int:
+    if name not in tensors or tensors[name].ndim == 0:
+        raise WeightError(f"the head lacks {name} {shape}; fit it again.")
+    return int(tensors[name].shape[0])
 
 
 def _check(tensors: Mapping[str, NDArray[np.generic]], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -40,7 +40,7 @@ class Tap:
 class HeadConfig:
     """What turns features into scores.
 
-    `linear`, `low_rank` and `mlp` are onebeat's own, in router_head.safetensors. The others are foreign:
+    `linear`, `low_rank`, `mlp` and `kernel` are onebeat's own, in router_head.safetensors. The others are foreign:
     `sequence_classification` (`score.weight` of a `*ForSequenceClassification` checkpoint), `causal_classifier`
     (RouteLLM's: five appended label tokens) and `bare` (TRINITY's: one matrix `[n, hidden]`).
     """
