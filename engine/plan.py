@@ -48,6 +48,8 @@ class SchedulerLimits:
     more than half a minute after it."""
     context_cost_tokens: float = 1e9
     """At this many tokens of context a token costs twice what the first one does; measured per model and device."""
+    always_in_cache: bool = False
+    """Gives every chunk a block, so that one kind of step (on a GPU: one family of graphs) serves all."""
     order: Order = Order.SHORTEST
 
     def __post_init__(self) -> None:

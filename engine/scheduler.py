@@ -62,12 +62,13 @@ class Door:
 class Scheduler:
     """Holds the waiting prompts. Not thread-safe: one thread offers, cancels and plans."""
 
-    def __init__(self, limits: SchedulerLimits, cache: PrefixCache) -> None:
+    def __init__(self, limits: SchedulerLimits, cache: PrefixCache, ms_per_token: float | None = None) -> None:
+        """`ms_per_token` is what is known of the speed so far; each step observed refines it."""
         self._limits = limits
         self._cache = cache
         self._waiting: dict[int, _Waiting] = {}
         self._reserved_blocks = 0
-        self._ms_per_token: float | None = None
+        self._ms_per_token = ms_per_token
         self._to_unpin: list[int] = []
         self._to_unreserve = 0
         self._plan_sequences = 0
@@ -225,7 +226,7 @@ class Scheduler:
         """Orders the step's chunks; where any of them needs the cache, the one-chunk prompts get a block in passing."""
         size = self._limits.chunk_tokens
         chunks = [chunk for _, chunk in picked]
-        if any(prompt.tokens > size for prompt, _ in picked):
+        if self._limits.always_in_cache or any(prompt.tokens > size for prompt, _ in picked):
             for index, (prompt, chunk) in enumerate(picked):
                 if prompt.tokens <= size:
                     block = self._cache.take()

@@ -1,0 +1,164 @@
+"""The live router: the engine behind an event loop.
+
+Enters: prompts and messages, awaited. Leaves: `Scores` and `Decision`s. The loop never computes and never blocks here:
+tokenising, planning and the model run on the engine's threads. Knows nothing of providers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Protocol
+
+from onebeat.engine.decision import Decision, check_dial
+from onebeat.engine.engine import Engine
+from onebeat.engine.head import Head
+from onebeat.engine.options import EngineOptions
+from onebeat.engine.paged_cache import PagedCache
+from onebeat.engine.parts import EngineParts, Prepared
+from onebeat.engine.records import Column, Prompt, Scores
+from onebeat.engine.runner import Runner
+from onebeat.engine.snapshot import EngineSnapshot
+from onebeat.engine.stepper import Stepper
+
+
+class Servable(Protocol):
+    """What a `Router` offers to be served."""
+
+    @property
+    def runner(self) -> Runner:
+        """The backbone with its pooling."""
+
+    @property
+    def head(self) -> Head:
+        """Features to quality and lengths."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What the head scores."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights."""
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longer prompts are cut by `prepare`."""
+
+    def prepare(self, prompt: Prompt) -> Prepared:
+        """Token ids; called by several threads at once."""
+
+    def decide(
+        self,
+        scores: Scores,
+        row: int = 0,
+        *,
+        tradeoff: float = 0.5,
+        min_quality: float | None = None,
+        max_cost_usd: float | None = None,
+        models: Sequence[str] | None = None,
+    ) -> Decision:
+        """The policy, on the loop: arithmetic of some microseconds."""
+
+
+class LiveRouter:
+    """`async with router.serve() as live`. Use it from one event loop."""
+
+    def __init__(
+        self, router: Servable, *, progress: Callable[[int, int, str], None] | None = None, **options: object
+    ) -> None:
+        """`options` are `EngineOptions`; `progress` is called as (done, total, what) by the warming-up thread."""
+        self._router = router
+        self._options = EngineOptions.of(options)
+        self._engine = Engine(
+            engine_parts(router, self._options),
+            queue_prompts=self._options.queue_prompts,
+            tokenizer_threads=self._options.tokenizer_threads,
+            report=progress,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Warmed up and answering; what a readiness probe asks."""
+        return self._engine.ready
+
+    @property
+    def healthy(self) -> bool:
+        """False from a crash until the model runs again; for good after the second."""
+        return self._engine.healthy
+
+    async def __aenter__(self) -> LiveRouter:
+        self._engine.start()
+        if self._options.wait_until_ready:
+            try:
+                await asyncio.to_thread(self._engine.wait_until_ready)
+            except BaseException:
+                await asyncio.to_thread(self._engine.stop, 0.0)
+                raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self._engine.stop, self._options.grace_s if error is None else 0.0)
+
+    async def wait_until_ready(self) -> None:
+        """Raises `StoppedError`, its cause chained, if the model could not be made."""
+        await asyncio.to_thread(self._engine.wait_until_ready)
+
+    async def score(self, prompt: Prompt, *, deadline_ms: float | None = None, features: bool = False) -> Scores:
+        """The scores of one prompt (n = 1), with its timing.
+
+        Raises `OverloadedError` at once when the queue is full, `DeadlineError` no later than the deadline,
+        `InputError` for a prompt that cannot be read, `StoppedError` when the engine stops or crashes. Cancelling
+        drops the prompt.
+        """
+        ticket = self._engine.accept(prompt, deadline_ms=deadline_ms, features=features)
+        if deadline_ms is None or deadline_ms == float("inf"):
+            return await asyncio.wrap_future(ticket.future)
+        timer = asyncio.get_running_loop().call_later(deadline_ms / 1000.0, self._engine.expire, ticket)
+        try:
+            return await asyncio.wrap_future(ticket.future)
+        finally:
+            timer.cancel()
+
+    async def route(
+        self,
+        prompt: Prompt,
+        *,
+        tradeoff: float = 0.5,
+        min_quality: float | None = None,
+        max_cost_usd: float | None = None,
+        models: Sequence[str] | None = None,
+        deadline_ms: float | None = None,
+    ) -> Decision:
+        """As `Router.route`, and as `score` for what it waits and raises."""
+        check_dial(tradeoff, min_quality, max_cost_usd)
+        scores = await self.score(prompt, deadline_ms=deadline_ms)
+        return self._router.decide(
+            scores, tradeoff=tradeoff, min_quality=min_quality, max_cost_usd=max_cost_usd, models=models
+        )
+
+    def snapshot(self) -> EngineSnapshot:
+        """What the engine has done and is doing."""
+        return self._engine.snapshot()
+
+
+def engine_parts(router: Servable, options: EngineOptions) -> EngineParts:
+    """A router's parts for an engine, sized for its device. Raises `ConfigError` for options that do not fit it."""
+    runner = router.runner
+    longest = min(router.max_prompt_tokens, runner.backbone.max_positions)
+    limits = options.limits(Stepper.chunk_tokens, longest, runner.device.type == "cuda")
+    keep_blocks = options.keep_blocks(PagedCache.block_bytes(runner))
+    blocks = 1 + limits.working_blocks + limits.step_sequences + keep_blocks
+    return EngineParts(
+        prepare=router.prepare,
+        make_stepper=lambda: Stepper(runner, blocks, limits.step_tokens, limits.step_sequences),
+        score=router.head.score,
+        models=tuple(column.name for column in router.columns),
+        fingerprint=router.fingerprint.encode(),
+        max_prompt_tokens=longest,
+        limits=limits,
+        keep_blocks=keep_blocks,
+    )

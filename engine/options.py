@@ -1,0 +1,90 @@
+"""How a live engine is set up, and what that means for one device.
+
+Enters: `router.serve(...)`'s keywords. Leaves: `EngineOptions`, and the `SchedulerLimits` that follow from them for a
+runner's block size and device. Knows no threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from onebeat.engine.errors import ConfigError
+from onebeat.engine.plan import Order, SchedulerLimits
+from onebeat.engine.strict_json import nearest
+
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """All of `router.serve`'s options."""
+
+    queue_prompts: int = 512
+    """Callers that may be inside at once, from acceptance to answer; one more is told `OverloadedError` at once."""
+    step_tokens: int | None = None
+    """A step's budget under a long queue. None: 512 on a CPU, 2,048 on a GPU."""
+    light_step_tokens: int | None = None
+    """A step's budget while little waits. None: 128 on a CPU, 512 on a GPU."""
+    step_sequences: int | None = None
+    """Chunks in one step. None: 32 on a CPU, 64 on a GPU."""
+    prefix_cache_mebibytes: float = 256.0
+    """Memory for beginnings kept for later prompts; 0 keeps none."""
+    working_prompts: int = 16
+    """Prompts of the longest kind whose keys and values may be in memory at once."""
+    credit_tokens_per_s: float = 50.0
+    """A second of waiting outweighs this much more work."""
+    tokenizer_threads: int = 2
+    grace_s: float = 5.0
+    """How long leaving the context lets accepted prompts finish."""
+    wait_until_ready: bool = True
+    """Whether entering the context waits for the warm-up; otherwise prompts queue until `ready`."""
+    order: Order = Order.SHORTEST
+
+    def __post_init__(self) -> None:
+        for name in ("queue_prompts", "working_prompts", "tokenizer_threads"):
+            self._at_least(name, 1)
+        for name in ("step_tokens", "light_step_tokens", "step_sequences"):
+            if getattr(self, name) is not None:
+                self._at_least(name, 1)
+        for name in ("prefix_cache_mebibytes", "credit_tokens_per_s", "grace_s"):
+            self._at_least(name, 0)
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> EngineOptions:
+        """From keywords. Raises `ConfigError` for an unknown one, with the nearest that is known."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"serve() has no option {name!r}; {nearest(name, known)}.")
+        return cls(**given)  # type: ignore[arg-type]
+
+    def limits(self, chunk_tokens: int, max_prompt_tokens: int, on_gpu: bool) -> SchedulerLimits:
+        """What the scheduler obeys on this device. Raises `ConfigError` where a step could not hold one chunk."""
+        light = self.light_step_tokens or (512 if on_gpu else 128)
+        step = self.step_tokens or max(light, 2048 if on_gpu else 512)
+        if not chunk_tokens <= light <= step:
+            raise ConfigError(
+                f"light_step_tokens is {light} and step_tokens {step}; they must satisfy {chunk_tokens} (one chunk) <= "
+                "light_step_tokens <= step_tokens."
+            )
+        return SchedulerLimits(
+            chunk_tokens,
+            step_tokens=step,
+            light_step_tokens=light,
+            step_sequences=self.step_sequences or (64 if on_gpu else 32),
+            working_blocks=self.working_prompts * -(-max_prompt_tokens // chunk_tokens),
+            credit_tokens_per_s=self.credit_tokens_per_s,
+            always_in_cache=on_gpu,
+            order=self.order,
+        )
+
+    def keep_blocks(self, block_bytes: int) -> int:
+        """Blocks that the prefix cache may keep."""
+        return int(self.prefix_cache_mebibytes * MEBIBYTE // block_bytes)
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+            raise ConfigError(f"{name} is {value!r}; it must be a number of at least {least}.")
