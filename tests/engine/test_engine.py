@@ -208,8 +208,8 @@ def test_nothing_of_a_crashed_model_s_cache_is_used_again() -> None:
 
 def test_a_model_that_cannot_be_made_says_so() -> None:
     engine = engine_of(FakeModel(failures=[RuntimeError("first"), RuntimeError("second")]))
-    engine.start()
     early = engine.submit("1")
+    engine.start()
     with pytest.raises(StoppedError, match="could not be warmed up") as caught:
         engine.wait_until_ready(SOON_S)
     assert str(caught.value.__cause__) == "second"
