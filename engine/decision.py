@@ -51,6 +51,8 @@ class Decision:
     cut_tokens: int = 0
     """Tokens left out of the middle of a long prompt before scoring; 0 when it was read whole."""
     timing: Timing = Timing()
+    estimated: bool = False
+    """Whether the two counts are estimates: a prompt of megabytes is tokenised at both ends only."""
 
 
 def utility(quality: float, cost_usd: float, tradeoff: float, reference_cost_usd: float) -> float:
@@ -99,6 +101,7 @@ def choose(
     prompt_tokens: int = 0,
     cut_tokens: int = 0,
     timing: Timing | None = None,
+    estimated: bool = False,
 ) -> Decision:
     """The first candidate that is not ruled out, with its reason. Raises `ConstraintError` naming what failed."""
     fitting = [candidate for candidate in weighed if candidate.ruled_out is None]
@@ -106,9 +109,17 @@ def choose(
         raise ConstraintError(_which_failed(weighed, min_quality, max_cost_usd))
     reason = explain(fitting, tradeoff)
     if cut_tokens:
-        reason += f" It read {prompt_tokens - cut_tokens} of {prompt_tokens} tokens: the middle was left out."
+        total = f"about {prompt_tokens}" if estimated else str(prompt_tokens)
+        reason += f" It read {prompt_tokens - cut_tokens} of {total} tokens: the middle was left out."
     return Decision(
-        fitting[0].model, reason, tuple(weighed), tradeoff, prompt_tokens, cut_tokens, timing if timing else Timing()
+        fitting[0].model,
+        reason,
+        tuple(weighed),
+        tradeoff,
+        prompt_tokens,
+        cut_tokens,
+        timing if timing else Timing(),
+        estimated,
     )
 
 

@@ -58,5 +58,7 @@ class Scores:
     cut_tokens: NDArray[np.int64]
     """[n] tokens left out of the middle of each prompt to keep the router's budget; 0 where nothing was cut."""
     timing: tuple[Timing, ...] = ()
+    estimated: tuple[bool, ...] = ()
+    """[n] whether both counts are estimates, because a prompt was too long to be tokenised whole; () means none is."""
     features: NDArray[np.float32] | None = field(default=None, repr=False)
     """[n, H] pooled and normed states, for drift statistics and for fitting; None unless asked for."""

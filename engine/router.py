@@ -134,6 +134,7 @@ class Router:
                 )
                 for prompt, spent_ms in zip(prepared, tokenize_ms, strict=True)
             ),
+            tuple(prompt.estimated for prompt in prepared),
             pooled if features else None,
         )
 
@@ -192,6 +193,7 @@ class Router:
             prompt_tokens=tokens,
             cut_tokens=int(scores.cut_tokens[row]),
             timing=scores.timing[row] if scores.timing else None,
+            estimated=bool(scores.estimated) and scores.estimated[row],
         )
 
     def _prepare_all(self, prompts: Sequence[Prompt]) -> tuple[list[Prepared], list[float]]:
