@@ -1,7 +1,8 @@
 """Causal attention whose keys and values, this chunk's included, lie in a paged cache.
 
 Sequence s has `context_tokens[s]` tokens in the cache; the last `cu_seqlens[s+1] - cu_seqlens[s]` of them are
-the queries here. Token j lies in block `block_table[s, j // block]` at row `j % block`. The maths is attention's.
+the queries here. Token j lies in block `block_table[s, j // block]` at row `j % block`. The maths and the
+kernel are attention's.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onebeat.kernels.attention import visible
+from onebeat.kernels.attention import expect_dense_heads, expect_scale, plan, visible
+from onebeat.kernels.backend import facts
 from onebeat.kernels.checks import FLOATS, INT32, expect, expect_heads, expect_sequences, expect_window, refuse
 from onebeat.kernels.cpu.paged_attention import paged_attention as cpu_paged_attention
 
@@ -47,11 +49,19 @@ def paged_attention(
         refuse(op, "the cache's block", block, "a power of two")
     if q.is_cpu:
         _expect_context(cu_seqlens, context_tokens, block_table, blocks, block)
-    if scale is None:
-        scale = head_size**-0.5
-    return cpu_paged_attention(
-        q, key_cache, value_cache, cu_seqlens, context_tokens, block_table, max_seqlen, scale=scale, window=window
-    )
+    scale = expect_scale(op, scale, head_size)
+    if q.is_cpu:
+        return cpu_paged_attention(
+            q, key_cache, value_cache, cu_seqlens, context_tokens, block_table, max_seqlen, scale=scale, window=window
+        )
+    expect_dense_heads(op, q=q)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    paged = context_tokens, block_table
+    plan(
+        q, key_cache, value_cache, cu_seqlens, max_seqlen, out,
+        scale=scale, window=window, paged=paged, gpu=facts(q.device),
+    ).run()  # fmt: skip
+    return out
 
 
 def _expect_context(cu_seqlens: Tensor, context_tokens: Tensor, block_table: Tensor, blocks: int, block: int) -> None:

@@ -11,15 +11,93 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from onebeat.kernels.backend import (
+    Facts,
+    Launch,
+    facts,
+    gdc_launch_dependents,
+    gdc_wait,
+    jit,
+    pdl_options,
+    power_of_two,
+    tl,
+)
 from onebeat.kernels.checks import FLOATS, expect
 from onebeat.kernels.cpu.rms_norm import rms_norm as cpu_rms_norm
 from onebeat.kernels.cpu.rms_norm import rms_norm_quantize as cpu_rms_norm_quantize
+from onebeat.kernels.quantize import quantized, row_warps
+
+
+@jit
+def _rms_norm_kernel(
+    x: tl.pointer_type,  # float [T, H]
+    residual: tl.pointer_type,  # like x, or None
+    weight: tl.pointer_type,  # float [H]
+    out: tl.pointer_type,  # like x, or int8 [T, H]
+    scale: tl.pointer_type,  # float32 [T], or None
+    summed: tl.pointer_type,  # like x, or None
+    width: tl.tensor,  # H, also the stride of a row
+    eps: tl.tensor,
+    BLOCK: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    PDL: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    gain = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    values = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        values += tl.load(residual + row * width + column, mask=inside, other=0.0).to(tl.float32)
+        rounded = values.to(summed.dtype.element_ty)
+        tl.store(summed + row * width + column, rounded, mask=inside)
+        values = rounded.to(tl.float32)
+    mean = tl.sum(values * values, axis=0) / width
+    normed = values * tl.rsqrt(mean + eps) * gain
+    if QUANTIZE:
+        result, row_scale = quantized(normed)
+        tl.store(out + row * width + column, result, mask=inside)
+        tl.store(scale + row, row_scale)
+    else:
+        tl.store(out + row * width + column, normed.to(out.dtype.element_ty), mask=inside)
+
+
+def plan(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    residual: Tensor | None,
+    out: Tensor,
+    scale: Tensor | None,
+    summed: Tensor | None,
+    gpu: Facts,
+) -> Launch:
+    """One program a row; quantises where there is a scale to write."""
+    block = power_of_two(x.shape[1])
+    return Launch(
+        _rms_norm_kernel,
+        (x.shape[0],),
+        (x, residual, weight, out, scale, summed, x.shape[1], eps),
+        {"BLOCK": block, "RESIDUAL": residual is not None, "QUANTIZE": scale is not None, "PDL": gpu.pdl},
+        row_warps(block),
+        1,
+        pdl_options(gpu.pdl),
+    )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """x and residual [T, H], weight [H] -> (normed [T, H], summed [T, H]); without a residual, summed is x itself."""
     _check("rms_norm", x, weight, residual)
-    return cpu_rms_norm(x, weight, eps, residual=residual)
+    if x.is_cpu:
+        return cpu_rms_norm(x, weight, eps, residual=residual)
+    out = torch.empty_like(x)
+    summed = None if residual is None else torch.empty_like(x)
+    plan(x, weight, eps, residual, out, None, summed, facts(x.device)).run()
+    return out, x if summed is None else summed
 
 
 def rms_norm_quantize(
@@ -27,7 +105,13 @@ def rms_norm_quantize(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x and residual [T, H], weight [H] -> (int8 [T, H], scale float32 [T], summed [T, H]), scaled as in quantize."""
     _check("rms_norm_quantize", x, weight, residual)
-    return cpu_rms_norm_quantize(x, weight, eps, residual=residual)
+    if x.is_cpu:
+        return cpu_rms_norm_quantize(x, weight, eps, residual=residual)
+    out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scale = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    summed = None if residual is None else torch.empty_like(x)
+    plan(x, weight, eps, residual, out, scale, summed, facts(x.device)).run()
+    return out, scale, x if summed is None else summed
 
 
 def _check(op: str, x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
