@@ -56,7 +56,10 @@ def default_router_folder(cache_folder: Path = CACHE_FOLDER) -> Path:
 def refresh_head(folder: Path) -> None:
     """Puts the head of this version of onebeat beside the backbone, when an upgrade has brought another one."""
     for name in HEAD_FILES:
-        packaged = PACKAGED_HEAD.joinpath(name).read_bytes()
+        try:
+            packaged = PACKAGED_HEAD.joinpath(name).read_bytes()
+        except FileNotFoundError as error:
+            raise FetchError(f"this installation of onebeat lacks default_router/{name}; install it again.") from error
         target = folder / name
         if target.is_file() and target.read_bytes() == packaged:
             continue

@@ -1,0 +1,73 @@
+"""The demo: a dozen real prompts routed by the default router, in a table.
+
+Run by tools/demo, which makes the environment first. Fetches the default router once if it is not here yet.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import time
+
+from onebeat.commands.pull import ProgressBar
+from onebeat.engine.errors import OnebeatError
+from onebeat.engine.pull import pull
+from onebeat.engine.router import Router
+
+LONG_TEXT = (
+    "The committee met on Tuesday to review the proposal for the new harbour wall, its cost, its effect on the "
+    "fishery, and the objections that had been raised by the residents of the lower town. "
+) * 160
+
+PROMPTS = {
+    "arithmetic": "What is 17 * 23?",
+    "word problem": "A train leaves at 9:40 and arrives at 13:05 after two stops of 7 minutes. How long did it move?",
+    "competition maths": "How many ordered pairs (a, b) of positive integers have lcm(a, b) = 2^3 * 3^5 * 5^2?",
+    "geometry": "A circle of radius 6 is inscribed in a right triangle of hypotenuse 26. What is its area?",
+    "code": "def f(s):\n    return ''.join(c for i, c in enumerate(s) if i % 2)\n\nWhat does f('onebeat') return?",
+    "code review": "Why does this Go program deadlock?\n\nch := make(chan int)\nch <- 1\nfmt.Println(<-ch)",
+    "logic puzzle": "Three boxes are labelled apples, oranges, both; every label is wrong. Which box must you open?",
+    "prose": "Write a short, warm note to a colleague who is leaving after eleven years.",
+    "knowledge": "Why did the Library of Alexandria decline?",
+    "French": "Explique en deux phrases pourquoi le ciel est bleu.",
+    "Chinese": "请用简单的语言解释什么是量子纠缠。",
+    "long text": LONG_TEXT + "\nSummarise the objections in three bullet points.",
+}
+
+
+def main() -> int:
+    """Prints one row per prompt and what it would cost to send all of them to the best model instead."""
+    try:
+        pull(progress=ProgressBar())
+        start = time.perf_counter()
+        router = Router.from_pretrained("default")
+    except OnebeatError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    print(f"Router loaded in {time.perf_counter() - start:.2f} s; {len(router.columns)} models:")
+    print(textwrap.fill(", ".join(column.name for column in router.columns), 110, initial_indent="  "))
+    route_all(router)
+    return 0
+
+
+def route_all(router: Router) -> None:
+    """One table: which model, with what prediction, at what price, in how many milliseconds."""
+    print(f"\n{'prompt':18} {'tokens':>6}  {'chosen':28} {'quality':>7} {'answer':>6} {'cost $':>9} {'ms':>6}")
+    spent = always_best = 0.0
+    for name, prompt in PROMPTS.items():
+        decision = router.route(prompt, tradeoff=0.5)
+        chosen = decision.scores[0]
+        best = max(decision.scores, key=lambda candidate: candidate.quality)
+        spent += chosen.cost_usd
+        always_best += best.cost_usd
+        cut = " (cut)" if decision.cut_tokens else ""
+        print(
+            f"{name:18} {decision.prompt_tokens:6}  {chosen.model:28} {chosen.quality:7.2f} "
+            f"{chosen.output_tokens:6.0f} {chosen.cost_usd:9.6f} {decision.timing.total_ms:6.1f}{cut}"
+        )
+    print(f"\nPredicted spend ${spent:.5f}; sending each to its best model instead: ${always_best:.5f}.")
+    print(f"Why, for the last one: {decision.reason}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
