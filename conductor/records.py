@@ -18,6 +18,14 @@ from msgspec import Raw, Struct, field
 
 from onebeat.engine.errors import OnebeatError
 
+ABSENT = Raw()
+"""The default of a `Raw` field in a decoded struct: msgspec takes no `Raw | None`."""
+
+
+def present(raw: Raw) -> Raw | None:
+    """None for a field that is absent or null."""
+    return raw if raw and bytes(raw) != b"null" else None
+
 
 class WireFormat(StrEnum):
     """Whose JSON it is. `OPENAI` is also vLLM's, llama.cpp's, Ollama's and every other compatible server's."""

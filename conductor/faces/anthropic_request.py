@@ -30,6 +30,7 @@ from onebeat.conductor.records import (
     ToolChoiceMode,
     ToolResult,
     WireFormat,
+    present,
 )
 
 _BODY = msgspec.json.Decoder(GivenBody)
@@ -86,7 +87,7 @@ class _Reading:
             return self._media(block, block.source, where)
         if block.type == "tool_use" and block.id and block.name:
             self.calls.add(block.id)
-            return ToolCall(block.id, block.name, bytes(block.input).decode() if block.input is not None else "{}")
+            return ToolCall(block.id, block.name, bytes(present(block.input) or b"{}").decode())
         if block.type == "tool_result" and block.tool_use_id:
             return self._result(block, block.tool_use_id, where)
         if block.type == "thinking" and block.thinking is not None:
@@ -104,8 +105,8 @@ class _Reading:
                 param=f"{where}.tool_use_id",
             )
         inner: tuple[Part, ...] = ()
-        if block.content is not None and bytes(block.content) != b"null":
-            inner = self.parts(decoded(_CONTENT, block.content, f"{where}.content"), f"{where}.content")
+        if (content := present(block.content)) is not None:
+            inner = self.parts(decoded(_CONTENT, content, f"{where}.content"), f"{where}.content")
         held = tuple(part for part in inner if isinstance(part, Text | Media))
         return ToolResult(call_id, held, bool(block.is_error))
 
@@ -139,7 +140,7 @@ def parse(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
     reading = _Reading()
     messages = _messages(given, reading, wire)
     tools, vendor_tool = _tools(given.tools)
-    if given.container is not None or given.mcp_servers is not None:
+    if present(given.container) is not None or present(given.mcp_servers) is not None:
         vendor_tool = vendor_tool or "Anthropic's containers and MCP servers"
     output = given.output_config
     kinds = {part.kind for part in _media_of(messages)}
@@ -153,7 +154,7 @@ def parse(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
         tools=tools,
         tool_choice=_tool_choice(given, tools, bool(vendor_tool)),
         parallel_tool_calls=_parallel(given),
-        answer_format=AnswerFormat(output.format.schema) if output and output.format else None,
+        answer_format=AnswerFormat(present(output.format.schema)) if output and output.format else None,
         max_output_tokens=given.max_tokens,
         stop=tuple(given.stop_sequences or ()),
         temperature=given.temperature,
@@ -212,7 +213,7 @@ def _tools(given: list[GivenTool] | None) -> tuple[tuple[Tool, ...], str | None]
             raise RequestError(
                 f"{where}.name is {tool.name!r}; use 1 to 128 letters, digits, _ or -.", param=f"{where}.name"
             )
-        if tool.input_schema is None:
+        if present(tool.input_schema) is None:
             raise RequestError(f"{where}.input_schema is missing; give a JSON schema.", param=f"{where}.input_schema")
         if tool.name in names:
             raise RequestError(f"{where} repeats the name {tool.name!r}; names are unique.", param="tools")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from msgspec import Raw, Struct
 
 from onebeat.conductor.faces.parsing import Names, Positive, Share
+from onebeat.conductor.records import ABSENT
 
 
 class GivenSource(Struct):
@@ -27,9 +28,9 @@ class GivenBlock(Struct):
     title: str | None = None
     id: str | None = None
     name: str | None = None
-    input: Raw | None = None
+    input: Raw = ABSENT
     tool_use_id: str | None = None
-    content: Raw | None = None
+    content: Raw = ABSENT
     is_error: bool | None = None
     thinking: str | None = None
     signature: str | None = None
@@ -45,7 +46,7 @@ class GivenTool(Struct):
     name: str | None = None
     type: str | None = None
     description: str | None = None
-    input_schema: Raw | None = None
+    input_schema: Raw = ABSENT
     strict: bool | None = None
 
 
@@ -62,7 +63,7 @@ class GivenThinking(Struct):
 
 class GivenFormat(Struct):
     type: str
-    schema: Raw | None = None
+    schema: Raw = ABSENT
 
 
 class GivenOutput(Struct):
@@ -89,5 +90,5 @@ class GivenBody(Struct):
     thinking: GivenThinking | None = None
     output_config: GivenOutput | None = None
     metadata: GivenMetadata | None = None
-    container: Raw | None = None
-    mcp_servers: Raw | None = None
+    container: Raw = ABSENT
+    mcp_servers: Raw = ABSENT

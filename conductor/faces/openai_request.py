@@ -43,6 +43,7 @@ from onebeat.conductor.records import (
     ToolChoiceMode,
     ToolResult,
     WireFormat,
+    present,
 )
 
 _BODY = msgspec.json.Decoder(GivenBody)
@@ -95,9 +96,9 @@ def parse(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
 
 
 def _vendor_feature(given: GivenBody) -> str | None:
-    if given.functions is not None and bytes(given.functions) != b"null":
+    if present(given.functions) is not None:
         return "the deprecated field `functions`"
-    if given.web_search_options is not None and bytes(given.web_search_options) != b"null":
+    if present(given.web_search_options) is not None:
         return "OpenAI's web search"
     return "spoken output" if given.modalities and "audio" in given.modalities else None
 
@@ -207,7 +208,7 @@ def _tools(given: list[GivenTool] | None) -> tuple[tuple[Tool, ...], str | None]
         if function.name in names:
             raise RequestError(f"tools[{index}] repeats the name {function.name!r}; names are unique.", param="tools")
         names.add(function.name)
-        tools.append(Tool(function.name, function.description, function.parameters, function.strict))
+        tools.append(Tool(function.name, function.description, present(function.parameters), function.strict))
     return tuple(tools), vendor_tool
 
 
@@ -245,6 +246,6 @@ def _answer_format(given: GivenFormat | None) -> AnswerFormat | None:
             f"response_format.type is {given.type!r}{nearest(given.type, known)}.", param="response_format.type"
         )
     schema = given.json_schema
-    if schema is None or schema.schema is None:
+    if schema is None or present(schema.schema) is None:
         raise RequestError("response_format.json_schema.schema is missing.", param="response_format.json_schema")
     return AnswerFormat(schema.schema, schema.name, schema.strict)

@@ -10,6 +10,7 @@ from typing import Annotated
 from msgspec import Meta, Raw, Struct
 
 from onebeat.conductor.faces.parsing import Names, Penalty, Positive, Share
+from onebeat.conductor.records import ABSENT
 
 
 class GivenUrl(Struct):
@@ -70,7 +71,7 @@ class GivenMessage(Struct):
 class GivenToolFunction(Struct):
     name: str
     description: str | None = None
-    parameters: Raw | None = None
+    parameters: Raw = ABSENT
     strict: bool | None = None
 
 
@@ -90,7 +91,7 @@ class GivenChoice(Struct):
 
 class GivenSchema(Struct):
     name: str | None = None
-    schema: Raw | None = None
+    schema: Raw = ABSENT
     strict: bool | None = None
 
 
@@ -124,6 +125,6 @@ class GivenBody(Struct):
     frequency_penalty: Penalty | None = None
     reasoning_effort: str | None = None
     user: str | None = None
-    functions: Raw | None = None
-    web_search_options: Raw | None = None
+    functions: Raw = ABSENT
+    web_search_options: Raw = ABSENT
     modalities: list[str] | None = None

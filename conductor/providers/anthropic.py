@@ -23,7 +23,7 @@ from onebeat.conductor.providers.decoding import SSEDecoder, malformed
 from onebeat.conductor.providers.headers import limit_of, retry_after_s, should_retry, until_s
 from onebeat.conductor.providers.openai_messages import unsupported
 from onebeat.conductor.providers.traits import Traits, budget_of, effort_of
-from onebeat.conductor.records import ChatRequest, Text, Thinking, ToolCall, WireFormat
+from onebeat.conductor.records import ChatRequest, Text, Thinking, ToolCall, WireFormat, present
 
 VERSION = "2023-06-01"
 _MESSAGE = msgspec.json.Decoder(WireMessage)
@@ -197,7 +197,7 @@ def answer_of(whole: WireMessage, wire: Mapping[str, Raw]) -> Answer:
         if block.type == "text":
             parts.append(Text(block.text or ""))
         elif block.type == "tool_use":
-            arguments = bytes(block.input).decode() if block.input is not None else "{}"
+            arguments = bytes(present(block.input) or b"{}").decode()
             parts.append(ToolCall(block.id or "", block.name or "", arguments))
         elif block.type == "thinking":
             parts.append(Thinking(block.thinking or "", block.signature))

@@ -32,7 +32,7 @@ from onebeat.conductor.providers.anthropic_wire import (
     error_of,
     problem_of,
 )
-from onebeat.conductor.records import WireFormat
+from onebeat.conductor.records import WireFormat, present
 from onebeat.conductor.sse import ServerSentEvent
 
 _EVENT = msgspec.json.Decoder(WireEvent)
@@ -82,8 +82,8 @@ class AnthropicTranslator:
         if block.type == "tool_use":
             number = self._calls.setdefault(given.index, len(self._calls))
             # The input of a whole block comes at once only where a server does not stream it.
-            whole = bytes(block.input).decode() if block.input is not None else ""
-            arguments = "" if whole in ("{}", "null") else whole
+            whole = bytes(present(block.input) or b"").decode()
+            arguments = "" if whole == "{}" else whole
             events.append(ToolCallDelta(number, block.id, block.name, arguments))
         elif block.type == "redacted_thinking":
             events.append(ReasoningDelta("", redacted=block.data or ""))

@@ -12,6 +12,7 @@ from msgspec import Raw, Struct
 
 from onebeat.conductor.answers import FinishReason, ProblemKind, ProviderProblem, Usage
 from onebeat.conductor.providers.decoding import MAX_MESSAGE_CHARACTERS, kind_of_status
+from onebeat.conductor.records import ABSENT
 
 FINISH = {
     "end_turn": FinishReason.STOP,
@@ -62,7 +63,7 @@ class WireBlock(Struct):
     text: str | None = None
     id: str | None = None
     name: str | None = None
-    input: Raw | None = None
+    input: Raw = ABSENT
     thinking: str | None = None
     signature: str | None = None
     data: str | None = None

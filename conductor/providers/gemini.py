@@ -39,7 +39,7 @@ from onebeat.conductor.providers.gemini_wire import FINISH, WirePart, WireRespon
 from onebeat.conductor.providers.headers import retry_after_s
 from onebeat.conductor.providers.openai_messages import unsupported
 from onebeat.conductor.providers.traits import Traits, budget_of, effort_of
-from onebeat.conductor.records import ChatRequest, WireFormat
+from onebeat.conductor.records import ChatRequest, WireFormat, present
 from onebeat.conductor.sse import ServerSentEvent
 
 _RESPONSE = msgspec.json.Decoder(WireResponse)
@@ -197,7 +197,7 @@ class _Translator:
             call = part.function_call
             # Gemini's calls often come without an id, and clients need one to answer by.
             call_id = call.id or f"call_{secrets.token_hex(8)}"
-            arguments = bytes(call.args).decode() if call.args is not None else "{}"
+            arguments = bytes(present(call.args) or b"{}").decode()
             events.append(ToolCallDelta(self._calls, call_id, call.name, arguments, part.thought_signature))
             self._calls += 1
         elif part.thought:

@@ -14,6 +14,7 @@ from msgspec import Raw, Struct, field
 from onebeat.conductor.answers import FinishReason, ProblemKind, ProviderProblem, Usage
 from onebeat.conductor.providers.decoding import MAX_MESSAGE_CHARACTERS, kind_of_status
 from onebeat.conductor.providers.headers import duration_s
+from onebeat.conductor.records import ABSENT
 
 FINISH = {
     "STOP": FinishReason.STOP,
@@ -44,7 +45,7 @@ class _Camel(Struct, rename="camel"):
 
 class WireFunctionCall(_Camel):
     name: str | None = None
-    args: Raw | None = None
+    args: Raw = ABSENT
     id: str | None = None
 
 

@@ -46,7 +46,7 @@ from onebeat.conductor.providers.openai_wire import (
     problem_of,
 )
 from onebeat.conductor.providers.traits import Traits, effort_of
-from onebeat.conductor.records import ChatRequest, Role, Text, Thinking, ToolCall, WireFormat
+from onebeat.conductor.records import ChatRequest, Role, Text, Thinking, ToolCall, WireFormat, present
 from onebeat.conductor.sse import ServerSentEvent
 
 _COMPLETION = msgspec.json.Decoder(WireCompletion)
@@ -221,7 +221,7 @@ def _answer_of(whole: WireCompletion, wire: Mapping[str, Raw]) -> Answer:
 
 
 def _raise_error_inside(whole: WireCompletion) -> None:
-    if whole.error is not None and bytes(whole.error) != b"null":
+    if present(whole.error) is not None:
         raise ProviderError(problem_of(error_of_field(whole.error), None, {}))
     if whole.object == "error":
         raise ProviderError(problem_of(WireError(whole.message, code=whole.code), None, {}))
@@ -245,7 +245,7 @@ class _Translator:
             self.is_done = self.is_finished
             return
         chunk = _COMPLETION.decode(data)
-        if chunk.error is not None or chunk.object == "error":
+        if chunk.error or chunk.object == "error":
             _raise_error_inside(chunk)
         if not self._started:
             self._started = True
@@ -253,7 +253,7 @@ class _Translator:
         if chunk.choices:
             choice = chunk.choices[0]
             if choice.delta is not None:
-                self._delta(choice.delta, choice.logprobs, events)
+                self._delta(choice.delta, present(choice.logprobs), events)
             if choice.finish_reason:
                 self.is_finished = True
                 reason = FINISH.get(choice.finish_reason, FinishReason.UNKNOWN)

@@ -13,6 +13,7 @@ from msgspec import Raw, Struct
 
 from onebeat.conductor.answers import FinishReason, ProblemKind, ProviderProblem, Usage
 from onebeat.conductor.providers.decoding import MAX_MESSAGE_CHARACTERS, kind_of_status
+from onebeat.conductor.records import ABSENT, present
 
 FINISH = {
     "stop": FinishReason.STOP,
@@ -97,7 +98,7 @@ class WireChoice(Struct):
     delta: WireMessage | None = None
     message: WireMessage | None = None
     finish_reason: str | None = None
-    logprobs: Raw | None = None
+    logprobs: Raw = ABSENT
 
 
 class WireCompletion(Struct):
@@ -107,7 +108,7 @@ class WireCompletion(Struct):
     model: str | None = None
     choices: list[WireChoice] | None = None
     usage: WireUsage | None = None
-    error: Raw | None = None
+    error: Raw = ABSENT
     object: str | None = None
     message: str | None = None
     code: int | str | None = None
@@ -121,8 +122,8 @@ class WireError(Struct):
 
 
 class _ErrorBody(Struct):
-    error: Raw | None = None
-    detail: Raw | None = None
+    error: Raw = ABSENT
+    detail: Raw = ABSENT
     """FastAPI servers say it here."""
     message: str | None = None
     type: str | None = None
@@ -134,9 +135,9 @@ def error_of(body: bytes) -> WireError:
     """The error in any of the shapes that compatible servers use; the body's text where it is none of them."""
     try:
         outer = msgspec.json.decode(body, type=_ErrorBody)
-        if outer.error is not None:
+        if present(outer.error) is not None:
             return error_of_field(outer.error)
-        if outer.detail is not None:
+        if present(outer.detail) is not None:
             return WireError(bytes(outer.detail).decode(errors="replace").strip('"'))
         if outer.message is not None:
             return WireError(outer.message, outer.type, outer.param, outer.code)
@@ -147,7 +148,7 @@ def error_of(body: bytes) -> WireError:
 
 def error_of_field(error: Raw) -> WireError:
     """The value of `error`: an object, or a bare string (Ollama)."""
-    if bytes(error[:1]) == b"{":
+    if bytes(error).startswith(b"{"):
         return msgspec.json.decode(error, type=WireError)
     return WireError(bytes(error).decode(errors="replace").strip('"'))
 
