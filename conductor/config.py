@@ -12,7 +12,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-Capability = Literal["tools", "images", "audio", "json", "prefill", "reasoning", "transcription", "logprobs"]
+Capability = Literal["tools", "images", "audio", "documents", "json", "prefill", "reasoning", "transcription"]
 Kind = Literal["openai", "anthropic", "gemini", "openai_compatible"]
 Mode = Literal["off", "report", "act"]
 
@@ -86,6 +86,9 @@ class ResilienceSection(_Section, frozen=True):
     first_token_ms: float = 60_000.0
     between_tokens_ms: float = 20_000.0
     total_ms: float = 600_000.0
+    """For a stream, from its request to its end."""
+    whole_ms: float = 180_000.0
+    """For an answer that is not streamed, where silence and work look the same."""
     max_attempts: int = 4
     """Upstream calls for one request, hedges included."""
     retry_share: float = 0.2
@@ -107,8 +110,10 @@ class ResilienceSection(_Section, frozen=True):
 class WatchSection(_Section, frozen=True):
     """Each detector's mode, and how much of a stream is held back for them."""
 
-    hold_tokens: int = 8
+    hold_tokens: int = 1
+    """Held until so many tokens have come; 1 waits for the first that is no white space, and delays nothing."""
     hold_ms: float = 250.0
+    """And no longer than this after the first of them."""
     empty: Mode = "act"
     repetition: Mode = "act"
     refusal: Mode = "report"
@@ -190,6 +195,12 @@ class Model(_Section, frozen=True):
     shutdown_date: datetime.date | None = None
     successor: str | None = None
     fallbacks: tuple[str, ...] = ()
+    sampling: bool | None = None
+    """Whether it takes temperature and the like; None leaves it to the vendor module, by name."""
+    thinking_by_budget: bool = False
+    """Thinking is set in tokens (older Claude, Gemini 2.5) rather than by an effort."""
+    json_schema: bool = True
+    """Takes a JSON schema for its answer; where not, the schema goes into the system message."""
     regions: tuple[str, ...] = ()
     """Where it is served; empty takes the provider's."""
     expensive: bool = False

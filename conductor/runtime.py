@@ -1,0 +1,157 @@
+"""Everything that one `fleet.toml` makes: routes with their vendors, health, prices, budgets, keys. A reload makes another.
+
+Enters: a `Fleet`, the environment, the router's columns. Leaves: `Runtime`. Keeps what was learned about a route over a
+reload where the route is still the same.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from yarl import URL
+
+from onebeat.conductor.config import Fleet, Model
+from onebeat.conductor.config import Provider as ProviderConfig
+from onebeat.conductor.context import TokenScale
+from onebeat.conductor.policy import FREE, Prediction, Route, RouteTable, Status
+from onebeat.conductor.pricing import PriceList
+from onebeat.conductor.providers.anthropic import AnthropicProvider
+from onebeat.conductor.providers.base import Provider
+from onebeat.conductor.providers.gemini import GeminiProvider
+from onebeat.conductor.providers.openai import OpenAIProvider
+from onebeat.conductor.providers.traits import Traits
+from onebeat.conductor.resilience import Budget
+from onebeat.conductor.route_state import RouteState
+from onebeat.conductor.security import KeyRing
+from onebeat.engine.records import Column
+
+MEMORISED_PATHS = 64
+
+
+class Line:
+    """One route at work: its vendor module, its address, its health. One per model of the fleet."""
+
+    __slots__ = ("_base", "_urls", "name", "provider", "provider_name", "route", "scale", "state", "upstream")
+
+    def __init__(
+        self, route: Route, provider_name: str, config: ProviderConfig, provider: Provider, state: RouteState
+    ) -> None:
+        self.name = route.name
+        self.route = route
+        self.upstream = route.model.upstream or route.name
+        self.provider = provider
+        self.provider_name = provider_name
+        self.state = state
+        self.scale = TokenScale()
+        self._base = config.base_url.rstrip("/")
+        self._urls: dict[str, URL] = {}
+
+    def url(self, path: str) -> URL:
+        """Always under the provider's base URL: a host comes from the config and from nowhere else."""
+        url = self._urls.get(path)
+        if url is None:
+            url = URL(self._base + path, encoded=True)
+            if len(self._urls) < MEMORISED_PATHS:
+                self._urls[path] = url
+        return url
+
+    def status(self, now: float) -> Status:
+        """What the policy reads."""
+        state = self.state
+        until = state.blocked_until(now)
+        headroom = state.headroom(now)
+        ratio = self.scale.ratio
+        if until is None:
+            return FREE if headroom == 1.0 and ratio == 1.0 else Status(None, "", headroom, ratio)
+        return Status(until - now, state.why_blocked(now), headroom, ratio)
+
+
+@dataclass(slots=True)
+class Runtime:
+    """The fleet in force. Its lines and budgets change as traffic goes; its config does not."""
+
+    fleet: Fleet
+    table: RouteTable
+    lines: dict[str, Line]
+    prices: PriceList
+    keys: KeyRing
+    retries: Budget
+    hedges: Budget
+    columns: dict[str, Prediction]
+
+    def refresh_day(self, today: datetime.date) -> None:
+        """Shutdown dates pass at midnight: the table is made anew when the day changes."""
+        if today != self.table.today:
+            self.table = RouteTable(self.fleet, self.columns, today)
+
+
+def traits_of(model: Model, kind: str) -> Traits:
+    capabilities = model.capabilities
+    return Traits(
+        sampling=model.sampling,
+        prefill=True if "prefill" in capabilities else None,
+        reasoning=True if "reasoning" in capabilities else None,
+        thinking_by_budget=model.thinking_by_budget,
+        json_schema=model.json_schema,
+        default_max_output_tokens=min(model.max_output_tokens or 8192, 8192),
+        compatible=kind == "openai_compatible",
+    )
+
+
+def make_provider(config: ProviderConfig, model: Model, environ: Mapping[str, str]) -> Provider:
+    key = environ.get(config.api_key_env) if config.api_key_env else None
+    traits = traits_of(model, config.kind)
+    if config.kind == "anthropic":
+        return AnthropicProvider(key, traits=traits)
+    if config.kind == "gemini":
+        return GeminiProvider(key, traits=traits)
+    return OpenAIProvider(key, traits=traits)
+
+
+def make_runtime(
+    fleet: Fleet,
+    environ: Mapping[str, str],
+    columns: tuple[Column, ...] = (),
+    *,
+    previous: Runtime | None = None,
+    today: datetime.date | None = None,
+) -> Runtime:
+    """The runtime for `fleet`. `previous`: what it takes over the health of routes and the counters of keys from."""
+    priors = {
+        column.name: Prediction(column.mean_quality, column.mean_output_tokens or 500.0)
+        for column in columns
+        if column.mean_quality is not None
+    }
+    table = RouteTable(fleet, priors, today or datetime.datetime.now(datetime.UTC).date())
+    lines: dict[str, Line] = {}
+    for name, route in table.routes.items():
+        config = fleet.providers[route.model.provider]
+        provider = make_provider(config, route.model, environ)
+        line = Line(route, route.model.provider, config, provider, RouteState(fleet.resilience))
+        old = previous.lines.get(name) if previous else None
+        if old is not None and previous is not None:
+            line.scale = old.scale
+            same_place = previous.fleet.providers.get(old.provider_name) == config
+            if same_place and old.upstream == line.upstream and previous.fleet.resilience == fleet.resilience:
+                line.state = old.state
+        lines[name] = line
+    resilience = fleet.resilience
+    return Runtime(
+        fleet=fleet,
+        table=table,
+        lines=lines,
+        prices=PriceList(fleet.models),
+        keys=KeyRing(fleet.keys, previous.keys if previous else None),
+        retries=previous.retries if previous else Budget(resilience.retry_share, resilience.retry_burst),
+        hedges=previous.hedges if previous else Budget(resilience.hedge_share, 1.0),
+        columns=priors,
+    )
+
+
+def midnight_utc(now_unix: float | None = None) -> float:
+    """The start of the day that budgets count by."""
+    now_unix = time.time() if now_unix is None else now_unix
+    return now_unix - now_unix % 86_400.0
