@@ -45,6 +45,8 @@ class RequestRow(Struct, frozen=True, gc=False):
     outcome: str
     """served | failed | cancelled | refused (before any attempt)"""
     cause: str | None
+    decided_model: str | None
+    """First choice of the policy: `propensity` is its own, and `model` differs from it after a re-route."""
     decided_by: str
     """router | prior | named | explored"""
     propensity: float

@@ -42,6 +42,8 @@ class Route:
     regions: frozenset[str]
     capabilities: frozenset[str]
     prior: Prediction
+    wire: str
+    """openai | anthropic | gemini: whose format its provider speaks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class Ask:
     region: str | None = None
     max_output_tokens: int | None = None
     expensive_allowed: bool = True
+    native_only: str | None = None
+    """The one format whose providers can serve the request at all (a vendor's own feature); None for any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +98,6 @@ class Plan:
     notes: tuple[str, ...] = ()
     overflowing: tuple[str, ...] = ()
     """Routes left out only because the prompt is too long for them."""
-
-    @property
-    def nearly_as_good_from(self) -> float:
-        return self.choices[0].quality
-
 
 class RouteTable:
     """The fleet's routes by name, successors resolved, for one day. Immutable; a reload makes another."""
@@ -144,9 +143,11 @@ def _route(fleet: Fleet, name: str, model: Model, columns: Mapping[str, Predicti
     length = model.prior_output_tokens
     if length is None:
         length = fitted.output_tokens if fitted else UNKNOWN_OUTPUT_TOKENS
-    region = fleet.providers[model.provider].region
+    provider = fleet.providers[model.provider]
+    region = provider.region
     regions = frozenset(model.regions or ((region,) if region else ()))
-    return Route(name, model, column, regions, frozenset(model.capabilities), Prediction(quality, length))
+    wire = "openai" if provider.kind == "openai_compatible" else provider.kind
+    return Route(name, model, column, regions, frozenset(model.capabilities), Prediction(quality, length), wire)
 
 
 def _is_past(model: Model, today: datetime.date) -> bool:
@@ -159,6 +160,7 @@ def plan(
     predictions: Mapping[str, Prediction] | None,
     status: Callable[[str], Status],
     random: Callable[[], float] | None = None,
+    why_prior: str = "the router had no answer in time",
 ) -> Plan:
     """The plan for `auto`. `predictions`: by column, or None where the router had no answer in time.
 
@@ -208,8 +210,8 @@ def plan(
             decided_by = "explored"
             first = order[0].route.name
             decision = replace(decision, model=first, reason=f"{first} was drawn to explore. {decision.reason}")
-    if decided_by == "prior":
-        decision = replace(decision, reason=f"{decision.reason} Decided on priors: the router had no answer in time.")
+    if decided_by == "prior" and why_prior:
+        decision = replace(decision, reason=f"{decision.reason} Decided on priors: {why_prior}.")
     return Plan(tuple(order), decision, decided_by, _blocked_notes(order, status), tuple(overflowing))
 
 
@@ -287,6 +289,8 @@ def unfit_because(route: Route, ask: Ask) -> str | None:
     """Why a route cannot serve the request whatever its health: None where it can."""
     if not ask.needs <= route.capabilities:
         return f"it lacks {', '.join(sorted(ask.needs - route.capabilities))}"
+    if ask.native_only is not None and ask.native_only != route.wire:
+        return f"the request uses a feature of {ask.native_only}'s own format"
     if ask.region is not None and ask.region not in route.regions:
         return f"it is not served in {ask.region}"
     if route.model.expensive and not ask.expensive_allowed:

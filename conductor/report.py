@@ -148,6 +148,16 @@ def spent_today(path: str | Path, since: float) -> dict[str, float]:
     return {str(name): float(usd) for name, usd in rows}
 
 
+def key_of_request(path: str | Path, request_id: str) -> tuple[str | None] | None:
+    """The name of the key that sent a request, in a tuple; None where the ledger knows no such request."""
+    connection = _open(path)
+    try:
+        row = connection.execute("SELECT key_name FROM requests WHERE id = ?", (request_id,)).fetchone()
+    finally:
+        connection.close()
+    return None if row is None else (row[0],)
+
+
 def as_text(report: LedgerReport) -> str:
     """The report for a terminal."""
     share = f" ({report.saved_usd / report.always_best_usd:.0%})" if report.always_best_usd else ""

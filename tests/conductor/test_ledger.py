@@ -30,6 +30,7 @@ def request_row(identifier: str, **fields: object) -> RequestRow:
         "response_model": "small-1",
         "outcome": "served",
         "cause": None,
+        "decided_model": "small",
         "decided_by": "router",
         "propensity": 1.0,
         "tradeoff": 0.5,

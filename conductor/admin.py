@@ -1,0 +1,208 @@
+"""The gateway's own answers: health, readiness, metrics, the list of models, a decision explained, feedback taken.
+
+Enters: requests about the gateway itself. Leaves: JSON, or Prometheus' text. Calls no provider.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from onebeat.conductor.call import Call
+from onebeat.conductor.dispatch import Dispatcher
+from onebeat.conductor.ledger import FeedbackRow, Ledger
+from onebeat.conductor.metrics import Metrics
+from onebeat.conductor.planning import AUTO, Planner
+from onebeat.conductor.records import RequestError
+from onebeat.conductor.report import key_of_request
+from onebeat.conductor.security import Client
+
+_JSON = {"content-type": "application/json"}
+_LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+_ID = re.compile(r"ob-[0-9a-f]{24}\Z")
+
+
+class _Feedback(Struct, frozen=True, forbid_unknown_fields=True):
+    request_id: str
+    score: float
+    comment: str | None = None
+
+
+class Admin:
+    """Reads the dispatcher's state; `live_state` tells the router's (ready, healthy)."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        dispatcher: Dispatcher,
+        ledger: Ledger,
+        metrics: Metrics,
+        environ: Mapping[str, str],
+        live_state: Callable[[], tuple[bool, bool]],
+    ) -> None:
+        self._planner = planner
+        self._dispatcher = dispatcher
+        self._ledger = ledger
+        self._metrics = metrics
+        self._environ = environ
+        self._live_state = live_state
+        self.is_draining = False
+        self._add_gauges()
+
+    def _add_gauges(self) -> None:
+        gauge = self._metrics.gauges
+        clock = asyncio.get_running_loop().time
+
+        gauge.append(("onebeat_waiting_requests", "In the waiting room.", (), lambda: [((), len(self._dispatcher.room))]))
+        gauge.append(("onebeat_shed_requests", "Shed so far.", (), lambda: [((), self._dispatcher.room.shed)]))
+        gauge.append(("onebeat_retry_budget", "Retries saved up.", (), lambda: [((), self._planner.runtime.retries.saved)]))
+        gauge.append(("onebeat_router_late", "Decisions without it.", (), lambda: [((), self._planner.scorer.late)]))
+
+        def of_lines(read: str) -> Callable[[], list[tuple[tuple[str, ...], float]]]:
+            def values() -> list[tuple[tuple[str, ...], float]]:
+                found = []
+                for name, line in self._planner.runtime.lines.items():
+                    now = clock()
+                    blocked = line.state.blocked_until(now) is not None
+                    value = {
+                        "headroom": line.state.headroom(now),
+                        "blocked": float(blocked),
+                        "in_flight": float(line.state.concurrency.in_flight),
+                        "concurrency": line.state.concurrency.limit,
+                    }[read]
+                    found.append(((name,), value))
+                return found
+
+            return values
+
+        gauge.append(("onebeat_route_headroom", "Share of its limits left.", ("model",), of_lines("headroom")))
+        gauge.append(("onebeat_route_blocked", "1 while it is not called.", ("model",), of_lines("blocked")))
+        gauge.append(("onebeat_route_in_flight", "Calls under way.", ("model",), of_lines("in_flight")))
+        gauge.append(("onebeat_route_concurrency", "Calls at once it bears.", ("model",), of_lines("concurrency")))
+        status = self._ledger.status
+        gauge.append(("onebeat_ledger_healthy", "1 while rows reach the disk.", (), lambda: [((), status().healthy)]))
+        gauge.append(("onebeat_ledger_waiting_rows", "Rows in memory.", (), lambda: [((), status().waiting_rows)]))
+        gauge.append(("onebeat_ledger_dropped_rows", "Rows lost.", (), lambda: [((), status().dropped_rows)]))
+
+    async def healthz(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The event loop turns: that is all it says."""
+        return web.Response(body=b'{"status":"ok"}', headers=_JSON)
+
+    async def readyz(self, request: web.BaseRequest) -> web.StreamResponse:
+        """503 while stopping, or while the router has failed or not started. A ledger in trouble is told, not fatal."""
+        ready, healthy = self._live_state()
+        now = asyncio.get_running_loop().time()
+        lines = self._planner.runtime.lines
+        free = sum(line.state.blocked_until(now) is None for line in lines.values())
+        ledger = self._ledger.status()
+        is_ready = ready and healthy and not self.is_draining
+        body = {
+            "status": "ready" if is_ready else "draining" if self.is_draining else "not ready",
+            "router": {"ready": ready, "healthy": healthy},
+            "routes": {"free": free, "all": len(lines)},
+            "ledger": {"healthy": ledger.healthy, "error": ledger.error, "dropped_rows": ledger.dropped_rows},
+        }
+        return web.Response(status=200 if is_ready else 503, body=msgspec.json.encode(body), headers=_JSON)
+
+    async def metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._check_admin(request)
+        headers = {"content-type": "text/plain; version=0.0.4; charset=utf-8"}
+        return web.Response(body=self._metrics.text(), headers=headers)
+
+    def _check_admin(self, request: web.BaseRequest) -> None:
+        """The admin's token where one is configured; else only this machine."""
+        name = self._planner.runtime.fleet.server.admin_token_env
+        token = self._environ.get(name) if name else None
+        if token:
+            given = request.headers.get("authorization", "")
+            secret = given[7:].strip() if given[:7].lower() == "bearer " else ""
+            if not hmac.compare_digest(secret.encode("utf-8", "surrogateescape"), token.encode()):
+                raise RequestError("This path wants the admin's token.", status=401, code="admin_only")
+        elif request.remote not in _LOOPBACK:
+            raise RequestError("This path answers on the loopback interface only.", status=403, code="admin_only")
+
+    def models(self) -> bytes:
+        """The fleet in a shape that OpenAI's and Anthropic's clients both read."""
+        fleet = self._planner.runtime.fleet
+        names = [AUTO, f"{AUTO}:cheap", f"{AUTO}:best", *fleet.models]
+        data = [self._card(name) for name in names]
+        listing = {"object": "list", "data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]}
+        return msgspec.json.encode(listing)
+
+    def model(self, name: str) -> bytes:
+        if name not in self._planner.runtime.fleet.models and not name.startswith(AUTO):
+            raise RequestError(f"The model {name!r} is not in this gateway's fleet.", status=404, code="model_not_found")
+        return msgspec.json.encode(self._card(name))
+
+    def _card(self, name: str) -> dict[str, object]:
+        model = self._planner.runtime.fleet.models.get(name)
+        card: dict[str, object] = {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": model.provider if model is not None else "onebeat",
+            "type": "model",
+            "display_name": name,
+            "created_at": "1970-01-01T00:00:00Z",
+        }
+        if model is not None:
+            card["context_window"] = model.context_tokens
+            card["shutdown_date"] = model.shutdown_date
+            card["successor"] = model.successor
+        return card
+
+    def decision(self, call: Call) -> bytes:
+        """What `/v1/route` answers: the choice, why, and everything that was weighed."""
+        plan = call.plan
+        assert plan is not None
+        return msgspec.json.encode(
+            {
+                "model": plan.decision.model,
+                "reason": plan.decision.reason,
+                "decided_by": plan.decided_by,
+                "tradeoff": call.tradeoff,
+                "router_ms": round(call.router_ms, 3),
+                "order": [choice.route.name for choice in plan.choices],
+                "propensity": plan.choices[0].propensity,
+                "candidates": [
+                    {
+                        "model": c.model,
+                        "quality": round(c.quality, 4),
+                        "output_tokens": round(c.output_tokens, 1),
+                        "cost_usd": c.cost_usd,
+                        "utility": round(c.utility, 6),
+                        "ruled_out": c.ruled_out,
+                    }
+                    for c in plan.decision.scores
+                ],
+                "dropped_messages": call.dropped_messages,
+                "notes": call.notes,
+            }
+        )
+
+    async def feedback(self, body: bytes, client: Client) -> None:
+        """Stores a score for an earlier answer of the same key. Raises `RequestError`."""
+        try:
+            given = msgspec.json.decode(body, type=_Feedback)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RequestError(
+                f'The feedback cannot be read ({error}); send {{"request_id": "ob-...", "score": 0 to 1}}.'
+            ) from error
+        if not 0.0 <= given.score <= 1.0:
+            raise RequestError(f"score is {given.score}; it runs from 0 to 1.", param="score")
+        if not _ID.match(given.request_id):
+            raise RequestError(
+                f"{given.request_id[:60]!r} is no request id; take the one in x-onebeat-request-id.", param="request_id"
+            )
+        await self._ledger.committed(1.0)
+        owner = await asyncio.to_thread(key_of_request, self._ledger.path, given.request_id)
+        if owner is None or owner[0] != client.name:
+            raise RequestError(f"No request {given.request_id} of this key is known.", status=404, code="not_found")
+        self._ledger.append(FeedbackRow(given.request_id, time.time(), client.name, given.score, given.comment))

@@ -1,0 +1,257 @@
+"""One upstream call with its watch: a whole answer, or a stream of events, or why it came to nothing.
+
+Enters: a line (route at work), a request, the watch's modes. Leaves: an `Answer`, or batches of events; `AttemptError`.
+Knows no other attempt and no client: what is sent on, and what comes after a failure, is the dispatcher's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+
+from onebeat.conductor.answers import (
+    Answer,
+    Finished,
+    Native,
+    ProblemKind,
+    ProviderError,
+    ProviderProblem,
+    ReasoningDelta,
+    Started,
+    StreamEvent,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+    UsageReport,
+)
+from onebeat.conductor.config import Fleet
+from onebeat.conductor.errors import AttemptError
+from onebeat.conductor.policy import Choice
+from onebeat.conductor.providers.base import StreamDecoder
+from onebeat.conductor.records import ChatRequest
+from onebeat.conductor.runtime import Line
+from onebeat.conductor.upstream import MAX_ERROR_BYTES, Patience, Upstream
+from onebeat.conductor.watch import SOFT, Finding, Watch, watch_answer
+
+_CONTENT = (TextDelta, ToolCallDelta, ReasoningDelta, Native, Finished)
+CHARACTERS_PER_TOKEN = 4
+AFTER_FINISH_S = 2.0
+"""Behind the finish only usage and the protocol's last word follow: nobody waits longer for them."""
+
+
+class Attempt:
+    """One call. Made once the line's state has counted it; ended by the dispatcher, whatever happens."""
+
+    __slots__ = (
+        "_deadline_at",
+        "_decoder",
+        "_error",
+        "_fleet",
+        "_has_ended",
+        "accepted",
+        "act_on_soft",
+        "characters",
+        "choice",
+        "findings",
+        "finished",
+        "first_token_at",
+        "line",
+        "patience",
+        "response_model",
+        "started",
+        "status",
+        "upstream",
+        "usage",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        fleet: Fleet,
+        line: Line,
+        choice: Choice,
+        request: ChatRequest,
+        *,
+        act_on_soft: bool,
+        deadline_at: float | None = None,
+    ) -> None:
+        """`deadline_at`: the caller's own, where he gave one."""
+        resilience = fleet.resilience
+        self._fleet = fleet
+        self.line = line
+        self.choice = choice
+        self.patience = Patience((resilience.total_ms if request.stream else resilience.whole_ms) / 1e3)
+        self.upstream = Upstream(session, self.patience)
+        self.watch = Watch(
+            fleet.watch, wants_json=request.answer_format is not None, max_output_tokens=request.max_output_tokens
+        )
+        self.act_on_soft = act_on_soft
+        self._deadline_at = deadline_at
+        self.started = self.patience.fed_at
+        self.first_token_at: float | None = None
+        self.accepted = False
+        """The vendor said 200: it may bill."""
+        self.status: int | None = None
+        self.usage: Usage | None = None
+        self.response_model: str | None = None
+        self.characters = 0
+        self.findings: list[Finding] = []
+        self.finished: Finished | None = None
+        self._decoder: StreamDecoder | None = None
+        self._error: AttemptError | None = None
+        self._has_ended = False
+
+    async def whole(self, request: ChatRequest) -> Answer:
+        """The answer, not streamed. Raises `AttemptError`."""
+        self.patience.allow(self._within(self._fleet.resilience.whole_ms), "whole answer")
+        await self._open(request, stream=False)
+        body = await self.upstream.read()
+        self.patience.close()
+        try:
+            answer = self.line.provider.parse_response(body)
+        except ProviderError as error:
+            raise AttemptError(error.problem) from error
+        self.usage = answer.usage if answer.usage.input_tokens or answer.usage.output_tokens else None
+        self.response_model = answer.model or None
+        self.characters = sum(len(part.text) for part in answer.parts if hasattr(part, "text"))
+        self.findings = watch_answer(answer, self.watch)
+        for finding in self.findings:
+            if self._acts(finding):
+                raise bad_answer(finding)
+        return answer
+
+    async def begin(self, request: ChatRequest) -> list[StreamEvent]:
+        """Opens the stream and reads on until there is content: the events so far. Raises `AttemptError`."""
+        self.patience.allow(self._within(self._fleet.resilience.first_token_ms), "first token")
+        await self._open(request, stream=True)
+        self._decoder = self.line.provider.decoder()
+        events: list[StreamEvent] = []
+        while True:
+            events += await self.more()
+            if self._error is not None:  # Nothing has gone out yet: what came before the failure is worth nothing.
+                raise self._error
+            if self._has_ended or self.finished is not None:
+                return events
+            if any(isinstance(event, _CONTENT) for event in events):
+                self.patience.allow(self._fleet.resilience.between_tokens_ms / 1e3, "between tokens")
+                return events
+
+    async def more(self) -> list[StreamEvent]:
+        """The events that arrived since; empty once the stream has ended well. Raises `AttemptError`.
+
+        What came before a failure is returned first, and the failure raised by the next call: the client may have it.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._has_ended:
+            return []
+        decoder = self._decoder
+        assert decoder is not None
+        while True:
+            try:
+                data = await self.upstream.chunk()
+            except AttemptError:
+                # The answer is whole: a connection that then breaks, or is never closed, takes nothing from it.
+                if self.finished is None:
+                    raise
+                data = b""
+            if data:
+                events = self._look_at(decoder.feed(data))
+            else:
+                self._has_ended = True
+                events = self._look_at(decoder.close())
+                if self.finished is not None:
+                    self._finish()
+            if events:
+                return events
+            if self._error is not None:
+                raise self._error
+            if self._has_ended:
+                return events
+
+    def _within(self, limit_ms: float) -> float:
+        if self._deadline_at is None:
+            return limit_ms / 1e3
+        return max(0.001, min(limit_ms / 1e3, self._deadline_at - self.started))
+
+    async def _open(self, request: ChatRequest, *, stream: bool) -> None:
+        provider = self.line.provider
+        try:
+            http = provider.build_request(request, self.line.upstream, stream=stream)
+        except ProviderError as error:
+            raise AttemptError(error.problem) from error
+        response = await self.upstream.open(self.line.url(http.path), http)
+        self.status = response.status
+        if response.status != 200:
+            body = await self.upstream.read(MAX_ERROR_BYTES)
+            raise AttemptError(provider.parse_error(response.status, response.headers, body))
+        self.accepted = True
+        self.line.state.learn(provider.parse_limits(response.headers), asyncio.get_running_loop().time())
+
+    def _look_at(self, events: list[StreamEvent]) -> list[StreamEvent]:
+        """Takes notes, feeds clock and watch. A failure cuts the batch short and is kept for later."""
+        fed = False
+        for index, event in enumerate(events):
+            kind = type(event)
+            if kind is TextDelta or kind is ToolCallDelta:
+                finding = self.watch.feed(event)
+                self.characters += len(event.text if kind is TextDelta else event.arguments)  # type: ignore[union-attr]
+                fed = True
+                if finding is not None:
+                    self.findings.append(finding)
+                    if self._acts(finding):
+                        self._error = bad_answer(finding)
+                        events = events[:index]
+                        break
+            elif kind is ReasoningDelta or kind is Native:
+                fed = True
+            elif kind is UsageReport:
+                self.usage = event.usage  # type: ignore[union-attr]
+            elif kind is Finished:
+                self.finished = event  # type: ignore[assignment]
+                self.watch.feed(event)
+                self.patience.allow(AFTER_FINISH_S, "end of stream")
+                fed = True
+            elif kind is Started:
+                self.response_model = event.model or None  # type: ignore[union-attr]
+            elif kind is ProviderProblem:
+                if self.finished is None:
+                    self._error = AttemptError(event)  # type: ignore[arg-type]
+                events = events[:index]
+                break
+        if fed:
+            now = asyncio.get_running_loop().time()
+            self.patience.fed_at = now
+            if self.first_token_at is None:
+                self.first_token_at = now
+        return events
+
+    def _finish(self) -> None:
+        found = self.watch.finish(self.usage.output_tokens if self.usage else None)
+        self.findings += found
+        for finding in found:
+            if self._acts(finding):
+                self._error = bad_answer(finding)
+                return
+
+    def _acts(self, finding: Finding) -> bool:
+        return finding.act and (self.act_on_soft or finding.detector not in SOFT)
+
+    def billed(self) -> tuple[Usage, bool]:
+        """The usage to enter, and whether it is our estimate."""
+        if self.usage is not None:
+            return self.usage, False
+        if not self.accepted or not self.characters:
+            return Usage(), False
+        return Usage(self.choice.prompt_tokens, self.characters // CHARACTERS_PER_TOKEN + 1), True
+
+    @property
+    def first_token_ms(self) -> float | None:
+        return None if self.first_token_at is None else 1e3 * (self.first_token_at - self.started)
+
+
+def bad_answer(finding: Finding) -> AttemptError:
+    problem = ProviderProblem(ProblemKind.MALFORMED, f"the answer was not fit to give ({finding.note})")
+    return AttemptError(problem, finding)

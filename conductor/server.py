@@ -1,0 +1,224 @@
+"""The gateway over HTTP: what each path takes, who may ask, what goes back.
+
+Enters: HTTP requests. Leaves: answers, streams and errors in the shape of the face that was asked. Knows no provider.
+aiohttp's low-level server is used, without its router and middlewares: one dictionary finds the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from onebeat.conductor.admin import Admin
+from onebeat.conductor.call import Call
+from onebeat.conductor.context import size_of
+from onebeat.conductor.dispatch import Dispatcher
+from onebeat.conductor.errors import UnansweredError
+from onebeat.conductor.faces.anthropic import AnthropicFace
+from onebeat.conductor.faces.base import Face, StreamRenderer
+from onebeat.conductor.faces.openai import OpenAIFace
+from onebeat.conductor.faces.report import headers_of
+from onebeat.conductor.planning import Planner
+from onebeat.conductor.policy import Choice
+from onebeat.conductor.records import RequestError
+from onebeat.conductor.security import check_depth
+from onebeat.conductor.transcription import Transcriber
+
+log = logging.getLogger("onebeat.server")
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+_JSON = {"content-type": "application/json"}
+_STREAM = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+class Gateway:
+    """All paths of one gateway. `handle` is what the server calls for every request."""
+
+    def __init__(self, dispatcher: Dispatcher, planner: Planner, admin: Admin) -> None:
+        self.dispatcher = dispatcher
+        self.planner = planner
+        self.admin = admin
+        self.openai = OpenAIFace()
+        self.anthropic = AnthropicFace()
+        self.transcriber = Transcriber(dispatcher)
+        self.under_way = 0
+        self._paths: dict[str, tuple[str, Handler]] = {
+            "/v1/chat/completions": ("POST", self._openai_chat),
+            "/v1/messages": ("POST", self._anthropic_messages),
+            "/v1/route": ("POST", self._route),
+            "/v1/models": ("GET", self._models),
+            "/v1/feedback": ("POST", self._feedback),
+            "/v1/audio/transcriptions": ("POST", self._transcribe),
+            "/healthz": ("GET", admin.healthz),
+            "/readyz": ("GET", admin.readyz),
+            "/metrics": ("GET", admin.metrics),
+        }
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Never raises for what a client or a provider did; our own faults are logged and answered with a 500."""
+        path = request.path
+        found = self._paths.get(path)
+        face: Face = self.anthropic if path == "/v1/messages" else self.openai
+        self.under_way += 1
+        try:
+            if found is None:
+                if path.startswith("/v1/models/") and request.method == "GET":
+                    return await self._model(request)
+                known = ", ".join(self._paths)
+                raise RequestError(f"There is no {path} here; there are {known}.", status=404, code="not_found")
+            method, handler = found
+            if request.method != method and not (method == "GET" and request.method == "HEAD"):
+                raise RequestError(f"{path} takes {method}, not {request.method}.", status=405, code="bad_method")
+            return await handler(request)
+        except RequestError as error:
+            return self._error(face, error)
+        except UnansweredError as error:
+            rendered = face.render_error(error.problem)
+            return web.Response(status=rendered.status, headers=rendered.headers, body=rendered.body)
+        except (ConnectionError, asyncio.CancelledError, HttpProcessingError):
+            raise
+        except Exception:  # noqa: BLE001: the last line of defence: a client gets its vendor's shape, we get the trace
+            log.exception("a request to %s failed inside the gateway", path)
+            return self._error(face, RequestError("The gateway failed; its log says how.", status=500, code="internal"))
+        finally:
+            self.under_way -= 1
+
+    def _error(self, face: Face, error: RequestError) -> web.Response:
+        rendered = face.render_error(error)
+        response = web.Response(status=rendered.status, headers=rendered.headers, body=rendered.body)
+        if error.status in (408, 413):
+            response.force_close()  # The rest of the body is not read.
+        return response
+
+    async def _openai_chat(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await self._chat(request, self.openai)
+
+    async def _anthropic_messages(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await self._chat(request, self.anthropic)
+
+    async def _chat(self, request: web.BaseRequest, face: Face) -> web.StreamResponse:
+        call = await self._call(request, face)
+        if call.request.stream:
+            sink = HttpSink(request, face)
+            await self.dispatcher.stream(call, sink)
+            return await sink.end()
+        answer, report = await self.dispatcher.whole(call)
+        if call.runtime.fleet.ledger.durable:
+            await self.dispatcher.ledger.committed()
+        body = face.render_answer(answer, report, created_s=int(call.at))
+        headers = headers_of(report)
+        headers["content-type"] = "application/json"
+        return web.Response(body=body, headers=headers)
+
+    async def _call(self, request: web.BaseRequest, face: Face) -> Call:
+        """Who asks, for what. Nothing is read for a stranger."""
+        runtime = self.planner.runtime
+        headers = request.headers
+        client = runtime.keys.identify(headers)
+        client.admit(time.time())
+        server = runtime.fleet.server
+        body = await read_body(request, server.max_body_bytes, server.read_timeout_ms / 1e3)
+        check_depth(body, server.max_depth)
+        parsed = face.parse(body, headers)
+        now = asyncio.get_running_loop().time()
+        return Call(runtime, parsed, client, size_of(parsed), now, headers.get("x-onebeat-region"))
+
+    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+        call = await self._call(request, self.openai)
+        await self.planner.decide(call)
+        return web.Response(body=self.admin.decision(call), headers=_JSON)
+
+    async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.planner.runtime.keys.identify(request.headers)
+        return web.Response(body=self.admin.models(), headers=_JSON)
+
+    async def _model(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.planner.runtime.keys.identify(request.headers)
+        return web.Response(body=self.admin.model(request.path.removeprefix("/v1/models/")), headers=_JSON)
+
+    async def _feedback(self, request: web.BaseRequest) -> web.StreamResponse:
+        runtime = self.planner.runtime
+        client = runtime.keys.identify(request.headers)
+        client.admit(time.time())
+        body = await read_body(request, 65_536, runtime.fleet.server.read_timeout_ms / 1e3)
+        await self.admin.feedback(body, client)
+        return web.Response(body=b'{"status":"stored"}', headers=_JSON)
+
+    async def _transcribe(self, request: web.BaseRequest) -> web.StreamResponse:
+        runtime = self.planner.runtime
+        client = runtime.keys.identify(request.headers)
+        client.admit(time.time())
+        return await self.transcriber.handle(request, runtime, client)
+
+
+class HttpSink:
+    """A streamed answer's way to an HTTP client."""
+
+    __slots__ = ("_face", "_request", "_response")
+
+    def __init__(self, request: web.BaseRequest, face: Face) -> None:
+        self._request = request
+        self._face = face
+        self._response: web.StreamResponse | None = None
+
+    async def start(self, call: Call, choice: Choice) -> StreamRenderer:
+        response = web.StreamResponse(headers={**_STREAM, **headers_of(call.report(choice, final=False))})
+        self._response = response
+        await response.prepare(self._request)
+        return self._face.renderer(call.request, choice.route.name, created_s=int(call.at))
+
+    async def write(self, data: bytes) -> None:
+        assert self._response is not None
+        await self._response.write(data)
+
+    async def end(self) -> web.StreamResponse:
+        assert self._response is not None
+        await self._response.write_eof()
+        return self._response
+
+
+async def read_body(request: web.BaseRequest, most: int, timeout_s: float) -> bytes:
+    """The body, at most `most` bytes of it, within `timeout_s`. Raises `RequestError` 413 or 408."""
+    length = request.content_length
+    if length is not None and length > most:
+        raise RequestError(f"The body is {length} bytes; this gateway takes {most}.", status=413, code="too_large")
+    content = request.content
+    if content.is_eof():  # The usual case: it came with the head.
+        data = content.read_nowait(-1)
+    else:
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(timeout_s):
+                while piece := await content.readany():
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > most:
+                        break
+        except TimeoutError:
+            raise RequestError(
+                f"The body did not arrive within {timeout_s:g} s.", status=408, code="request_timeout"
+            ) from None
+        data = b"".join(pieces)
+    if len(data) > most:
+        raise RequestError(f"The body is over {most} bytes, all that is taken.", status=413, code="too_large")
+    return data
+
+
+def make_server(gateway: Gateway) -> web.Server:
+    """The HTTP server. A connection that sends no whole head within the read timeout is closed."""
+    server = gateway.planner.runtime.fleet.server
+    return web.Server(
+        gateway.handle,
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=server.read_timeout_ms / 1e3,
+        max_line_size=server.max_header_bytes,
+        max_field_size=server.max_header_bytes,
+        max_headers=128,
+        lingering_time=1.0,
+    )
