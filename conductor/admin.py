@@ -10,10 +10,13 @@ import hmac
 import re
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import msgspec
+import numpy as np
 from aiohttp import web
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from onebeat.conductor.call import Call
 from onebeat.conductor.dispatch import Dispatcher
@@ -22,11 +25,29 @@ from onebeat.conductor.metrics import Metrics
 from onebeat.conductor.planning import AUTO, Planner
 from onebeat.conductor.records import RequestError
 from onebeat.conductor.report import key_of_request
+from onebeat.conductor.route_state import RouteState
 from onebeat.conductor.security import Client
 
 _JSON = {"content-type": "application/json"}
 _LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 _ID = re.compile(r"ob-[0-9a-f]{24}\Z")
+
+
+Readings = Callable[[], list[tuple[tuple[str, ...], float]]]
+
+
+class Drift(Protocol):
+    """The drift watch of `conductor.learning`."""
+
+    def observe(
+        self, features: NDArray[np.float32], quality: NDArray[np.float32], output_tokens: NDArray[np.float32]
+    ) -> None: ...
+
+    def report(self) -> dict[str, object]: ...
+
+
+def _single(read: Callable[[], float]) -> Readings:
+    return lambda: [((), float(read()))]
 
 
 class _Feedback(Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,6 +67,7 @@ class Admin:
         metrics: Metrics,
         environ: Mapping[str, str],
         live_state: Callable[[], tuple[bool, bool]],
+        drift: Drift | None = None,
     ) -> None:
         self._planner = planner
         self._dispatcher = dispatcher
@@ -53,43 +75,38 @@ class Admin:
         self._metrics = metrics
         self._environ = environ
         self._live_state = live_state
+        self._drift = drift
         self.is_draining = False
         self._add_gauges()
 
     def _add_gauges(self) -> None:
-        gauge = self._metrics.gauges
         clock = asyncio.get_running_loop().time
+        plain: list[tuple[str, str, Callable[[], float]]] = [
+            ("onebeat_waiting_requests", "In the waiting room.", lambda: len(self._dispatcher.room)),
+            ("onebeat_shed_requests", "Shed so far.", lambda: self._dispatcher.room.shed),
+            ("onebeat_retry_budget", "Retries saved up.", lambda: self._planner.runtime.retries.saved),
+            ("onebeat_router_late", "Decisions that the router was too late for.", lambda: self._planner.scorer.late),
+            ("onebeat_ledger_healthy", "1 while rows reach the disk.", lambda: self._ledger.status().healthy),
+            ("onebeat_ledger_waiting_rows", "Rows in memory.", lambda: self._ledger.status().waiting_rows),
+            ("onebeat_ledger_dropped_rows", "Rows lost.", lambda: self._ledger.status().dropped_rows),
+        ]
+        if self._drift is not None:
+            plain.append(("onebeat_drift", "1 while live prompts differ from the fitted.", self._has_drifted))
+        by_line: list[tuple[str, str, Callable[[RouteState], float]]] = [
+            ("onebeat_route_headroom", "Share of its limits left.", lambda state: state.headroom(clock())),
+            ("onebeat_route_blocked", "1 while it is not called.", lambda s: s.blocked_until(clock()) is not None),
+            ("onebeat_route_in_flight", "Calls under way.", lambda state: state.concurrency.in_flight),
+            ("onebeat_route_concurrency", "Calls at once that it bears.", lambda state: state.concurrency.limit),
+        ]
+        self._metrics.gauges += [(name, text, (), _single(read)) for name, text, read in plain]
+        self._metrics.gauges += [(name, text, ("model",), self._per_line(read)) for name, text, read in by_line]
 
-        gauge.append(("onebeat_waiting_requests", "In the waiting room.", (), lambda: [((), len(self._dispatcher.room))]))
-        gauge.append(("onebeat_shed_requests", "Shed so far.", (), lambda: [((), self._dispatcher.room.shed)]))
-        gauge.append(("onebeat_retry_budget", "Retries saved up.", (), lambda: [((), self._planner.runtime.retries.saved)]))
-        gauge.append(("onebeat_router_late", "Decisions without it.", (), lambda: [((), self._planner.scorer.late)]))
+    def _per_line(self, read: Callable[[RouteState], float]) -> Readings:
+        return lambda: [((name,), float(read(line.state))) for name, line in self._planner.runtime.lines.items()]
 
-        def of_lines(read: str) -> Callable[[], list[tuple[tuple[str, ...], float]]]:
-            def values() -> list[tuple[tuple[str, ...], float]]:
-                found = []
-                for name, line in self._planner.runtime.lines.items():
-                    now = clock()
-                    blocked = line.state.blocked_until(now) is not None
-                    value = {
-                        "headroom": line.state.headroom(now),
-                        "blocked": float(blocked),
-                        "in_flight": float(line.state.concurrency.in_flight),
-                        "concurrency": line.state.concurrency.limit,
-                    }[read]
-                    found.append(((name,), value))
-                return found
-
-            return values
-
-        gauge.append(("onebeat_route_headroom", "Share of its limits left.", ("model",), of_lines("headroom")))
-        gauge.append(("onebeat_route_blocked", "1 while it is not called.", ("model",), of_lines("blocked")))
-        gauge.append(("onebeat_route_in_flight", "Calls under way.", ("model",), of_lines("in_flight")))
-        gauge.append(("onebeat_route_concurrency", "Calls at once it bears.", ("model",), of_lines("concurrency")))
-        status = self._ledger.status
-        gauge.append(("onebeat_ledger_healthy", "1 while rows reach the disk.", (), lambda: [((), status().healthy)]))
-        gauge.append(("onebeat_ledger_waiting_rows", "Rows in memory.", (), lambda: [((), status().waiting_rows)]))
-        gauge.append(("onebeat_ledger_dropped_rows", "Rows lost.", (), lambda: [((), status().dropped_rows)]))
+    def _has_drifted(self) -> float:
+        assert self._drift is not None
+        return float(bool(self._drift.report()["drifted"]))
 
     async def healthz(self, request: web.BaseRequest) -> web.StreamResponse:
         """The event loop turns: that is all it says."""
@@ -138,7 +155,9 @@ class Admin:
 
     def model(self, name: str) -> bytes:
         if name not in self._planner.runtime.fleet.models and not name.startswith(AUTO):
-            raise RequestError(f"The model {name!r} is not in this gateway's fleet.", status=404, code="model_not_found")
+            raise RequestError(
+                f"The model {name!r} is not in this gateway's fleet.", status=404, code="model_not_found"
+            )
         return msgspec.json.encode(self._card(name))
 
     def _card(self, name: str) -> dict[str, object]:

@@ -47,15 +47,16 @@ class Attempt:
         "_deadline_at",
         "_decoder",
         "_error",
-        "_fleet",
         "_has_ended",
         "accepted",
         "act_on_soft",
         "characters",
         "choice",
+        "extra_usd",
         "findings",
         "finished",
         "first_token_at",
+        "fleet",
         "line",
         "patience",
         "response_model",
@@ -79,7 +80,7 @@ class Attempt:
     ) -> None:
         """`deadline_at`: the caller's own, where he gave one."""
         resilience = fleet.resilience
-        self._fleet = fleet
+        self.fleet = fleet
         self.line = line
         self.choice = choice
         self.patience = Patience((resilience.total_ms if request.stream else resilience.whole_ms) / 1e3)
@@ -97,6 +98,8 @@ class Attempt:
         self.usage: Usage | None = None
         self.response_model: str | None = None
         self.characters = 0
+        self.extra_usd = 0.0
+        """What is not priced by tokens: a transcription's minutes."""
         self.findings: list[Finding] = []
         self.finished: Finished | None = None
         self._decoder: StreamDecoder | None = None
@@ -105,7 +108,7 @@ class Attempt:
 
     async def whole(self, request: ChatRequest) -> Answer:
         """The answer, not streamed. Raises `AttemptError`."""
-        self.patience.allow(self._within(self._fleet.resilience.whole_ms), "whole answer")
+        self.patience.allow(self._within(self.fleet.resilience.whole_ms), "whole answer")
         await self._open(request, stream=False)
         body = await self.upstream.read()
         self.patience.close()
@@ -124,7 +127,7 @@ class Attempt:
 
     async def begin(self, request: ChatRequest) -> list[StreamEvent]:
         """Opens the stream and reads on until there is content: the events so far. Raises `AttemptError`."""
-        self.patience.allow(self._within(self._fleet.resilience.first_token_ms), "first token")
+        self.patience.allow(self._within(self.fleet.resilience.first_token_ms), "first token")
         await self._open(request, stream=True)
         self._decoder = self.line.provider.decoder()
         events: list[StreamEvent] = []
@@ -135,7 +138,7 @@ class Attempt:
             if self._has_ended or self.finished is not None:
                 return events
             if any(isinstance(event, _CONTENT) for event in events):
-                self.patience.allow(self._fleet.resilience.between_tokens_ms / 1e3, "between tokens")
+                self.patience.allow(self.fleet.resilience.between_tokens_ms / 1e3, "between tokens")
                 return events
 
     async def more(self) -> list[StreamEvent]:

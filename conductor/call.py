@@ -112,10 +112,10 @@ class Call:
         """Enters one attempt; its price by the model that the response names. Returns its dollars."""
         usage, estimated = attempt.billed()
         name = attempt.line.name
-        usd = 0.0
+        usd = attempt.extra_usd
         if usage is not _ZERO and (usage.input_tokens or usage.output_tokens):
             model = self.runtime.prices.of_response(name, attempt.response_model or attempt.line.upstream)
-            usd = cost_usd(model, usage)
+            usd += cost_usd(model, usage)
         self.cost_usd += usd
         self.rows.append(
             AttemptRow(
@@ -220,9 +220,7 @@ class Call:
     def _scores(self) -> str | None:
         if self.predictions is None or self.plan is None:
             return None
-        scores = {
-            c.route.name: (round(c.quality, 4), round(c.output_tokens, 1)) for c in self.plan.choices
-        }
+        scores = {c.route.name: (round(c.quality, 4), round(c.output_tokens, 1)) for c in self.plan.choices}
         return msgspec.json.encode(scores).decode()
 
     def _prompt(self) -> str | None:

@@ -44,7 +44,7 @@ class RouterSection(_Section, frozen=True):
 
     source: str | None = "default"
     """A name, a folder, or "hf:org/name"; "none" decides on priors alone."""
-    precision: str = "auto"
+    precision: Literal["auto", "int8", "bfloat16", "float32"] = "auto"
     device: str = "auto"
     deadline_ms: float = 50.0
     machine_usd_per_hour: float = 0.10

@@ -45,9 +45,7 @@ class WaitingRoom:
     def __len__(self) -> int:
         return len(self._waiters)
 
-    async def wait(
-        self, until: float, priority: Priority, routes: Sequence[str], deadline: float = math.inf
-    ) -> None:
+    async def wait(self, until: float, priority: Priority, routes: Sequence[str], deadline: float = math.inf) -> None:
         """Returns at `until`, at `deadline`, or as soon as one of `routes` is freed and nobody more urgent wants it.
 
         Raises `ShedError` where the room is full of requests that are at least as urgent and came earlier.

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import random as stdlib_random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -27,12 +27,14 @@ from onebeat.conductor.faces.base import StreamRenderer
 from onebeat.conductor.ledger import Ledger
 from onebeat.conductor.metrics import Metrics
 from onebeat.conductor.planning import Planner
-from onebeat.conductor.policy import Choice
+from onebeat.conductor.policy import Choice, Plan
 from onebeat.conductor.pursuit import Pursuit, Wait
 from onebeat.conductor.records import RequestError
 from onebeat.conductor.resume import ways_to_resume
 from onebeat.conductor.stream import Release
 from onebeat.conductor.watch import SOFT
+
+T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -66,14 +68,20 @@ class Dispatcher:
 
     async def whole(self, call: Call) -> tuple[Answer, Report]:
         """The answer, not streamed. Raises `RequestError`, or `UnansweredError`; either is in the ledger by then."""
+        return await self.run(call, lambda attempt: attempt.whole(call.request))
+
+    async def run(
+        self, call: Call, ask: Callable[[Attempt], Awaitable[T]], plan: Plan | None = None
+    ) -> tuple[T, Report]:
+        """What `ask` gets of the first attempt that succeeds. `plan`: where the planner is not to make one."""
         outcome: str = "failed"
         cause: str | None = "internal"
         try:
-            await self._decide(call)
+            await self._decide(call, plan)
             while True:
                 attempt = await self._next_attempt(call)
                 try:
-                    answer = await attempt.whole(call.request)
+                    answer = await ask(attempt)
                 except AttemptError as error:
                     self._failed(call, attempt, error)
                     continue
@@ -139,9 +147,12 @@ class Dispatcher:
                 self._enter(call, "failed", "internal")
             raise
 
-    async def _decide(self, call: Call) -> None:
+    async def _decide(self, call: Call, plan: Plan | None = None) -> None:
         call.runtime.retries.deposit()
-        await self.planner.decide(call)
+        if plan is not None:
+            call.plan = plan
+        else:
+            await self.planner.decide(call)
         assert call.plan is not None
         fleet = call.runtime.fleet
         call.pursuit = Pursuit(call.plan, fleet.policy, fleet.resilience, self._random)
@@ -258,7 +269,10 @@ class Dispatcher:
             retry_after_s = min(known)
         if retry_after_s is None:
             retry_after_s = call.runtime.fleet.contingency.retry_after_ms / 1e3
-        return unanswered(f"No model can answer now ({why}); try again in {max(1.0, retry_after_s):.0f} s.", retry_after_s)
+        wait_s = max(1.0, retry_after_s)
+        return unanswered(
+            f"No model can answer now ({why}); try again in {wait_s:.0f} s.", retry_after_s
+        )
 
     async def _begin(self, call: Call, release: Release) -> tuple[Attempt, list[StreamEvent]]:
         """An attempt that has begun to answer. Whatever fails before that is unseen, and another is made."""

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 
 from onebeat.conductor.call import Call
 from onebeat.conductor.context import drop_oldest, size_of
-from onebeat.conductor.policy import FREE, Ask, Choice, Plan, Prediction, Status, choice_of, fits, named_plan, plan
+from onebeat.conductor.policy import Ask, Choice, Plan, Status, choice_of, fits, named_plan, plan
 from onebeat.conductor.records import ChatRequest, RequestError
 from onebeat.conductor.runtime import Runtime
 from onebeat.conductor.scoring import Scorer
@@ -33,9 +33,7 @@ _NOTHING: frozenset[str] = frozenset()
 class Planner:
     """Holds the runtime in force; `runtime` is set anew by a reload."""
 
-    def __init__(
-        self, runtime: Runtime, scorer: Scorer, random: Callable[[], float] = stdlib_random.random
-    ) -> None:
+    def __init__(self, runtime: Runtime, scorer: Scorer, random: Callable[[], float] = stdlib_random.random) -> None:
         self.runtime = runtime
         self.scorer = scorer
         self._random = random
@@ -74,7 +72,9 @@ class Planner:
         model = runtime.fleet.models.get(name)
         if model is None:
             near = get_close_matches(name, [*runtime.fleet.models, AUTO], n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else f"known are {AUTO}, {', '.join(sorted(runtime.fleet.models))}."
+            hint = (
+                f"did you mean {near[0]}?" if near else f"known are {AUTO}, {', '.join(sorted(runtime.fleet.models))}."
+            )
             raise RequestError(
                 f"The model {name!r} is not in this gateway's fleet; {hint}",
                 status=404,
@@ -160,6 +160,3 @@ def is_auto(model: str) -> bool:
 def needs_of(request: ChatRequest) -> frozenset[str]:
     needs = [name for name, has in _NEEDS if has(request)]
     return frozenset(needs) if needs else _NOTHING
-
-
-__all__ = ["FREE", "Planner", "Prediction", "is_auto", "needs_of"]

@@ -99,6 +99,7 @@ class Plan:
     overflowing: tuple[str, ...] = ()
     """Routes left out only because the prompt is too long for them."""
 
+
 class RouteTable:
     """The fleet's routes by name, successors resolved, for one day. Immutable; a reload makes another."""
 

@@ -1,7 +1,7 @@
-"""Everything that one `fleet.toml` makes: routes with their vendors, health, prices, budgets, keys. A reload makes another.
+"""Everything that one `fleet.toml` makes: routes with their vendors, health, prices, budgets, keys.
 
-Enters: a `Fleet`, the environment, the router's columns. Leaves: `Runtime`. Keeps what was learned about a route over a
-reload where the route is still the same.
+Enters: a `Fleet`, the environment, the router's columns. Leaves: `Runtime`. A reload makes another and
+keeps what was learned about a route where it is still the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Asks the router, in-process, within its deadline; no answer in time is an answer too.
 
-Enters: a `ChatRequest`. Leaves: predictions by column, or the reason why there are none, and how long it took. Knows the
-live router by two methods only: `score` and `ready`.
+Enters: a `ChatRequest`. Leaves: predictions by column, or the reason why there are none, and how long it took. Of the
+live router it knows `score` only.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ OnFeatures = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.floa
 class LiveRouter(Protocol):
     """What the gateway needs of `router.serve()`."""
 
-    async def score(
-        self, prompt: Prompt, *, deadline_ms: float | None = None, features: bool = False
-    ) -> Scores: ...
+    async def score(self, prompt: Prompt, *, deadline_ms: float | None = None, features: bool = False) -> Scores: ...
 
 
 class Scored(Struct, frozen=True):

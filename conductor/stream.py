@@ -10,7 +10,6 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from onebeat.conductor.answers import (
-    Finished,
     Native,
     Ping,
     ProviderProblem,
@@ -88,9 +87,10 @@ class Release:
             kind = type(event)
             if kind is TextDelta:
                 if self._skipper is not None:
-                    event = self._skip(event)  # type: ignore[arg-type]
-                    if event is None:
+                    rest = self._skip(event)  # type: ignore[arg-type]
+                    if rest is None:
                         continue
+                    event = rest
                 if self._is_holding:
                     self._hold(event)
                     if self._is_holding:
@@ -170,7 +170,7 @@ class Release:
             if data := render(event):
                 pieces.append(data)
             if type(event) is TextDelta:
-                call.sent.append(event.text)  # type: ignore[union-attr]
+                call.sent.append(event.text)
         if pieces:
             if call.first_token_ms is None:
                 call.first_token_ms = 1e3 * (asyncio.get_running_loop().time() - call.started)

@@ -7,8 +7,6 @@ refused; nothing here knows what a body means.
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
-
 import aiohttp
 from yarl import URL
 
@@ -22,7 +20,7 @@ MAX_ANSWER_BYTES = 64_000_000
 
 
 def make_session(resilience: ResilienceSection) -> aiohttp.ClientSession:
-    """One for all providers. No cookies, no proxies from the environment, no redirects, no limit but the routes' own."""
+    """One for all providers. No cookies, no proxies from the environment, no limit but the routes' own."""
     connector = aiohttp.TCPConnector(limit=0, limit_per_host=0, ttl_dns_cache=60, keepalive_timeout=30.0)
     return aiohttp.ClientSession(
         connector=connector,
@@ -95,7 +93,7 @@ class Patience:
 
 
 class Upstream:
-    """An open call. Use as `async with`; leaving it early closes the connection, which is how a vendor is told to stop."""
+    """An open call. Closed early it closes the connection, which is how a vendor is told to stop."""
 
     __slots__ = ("_patience", "_session", "is_whole", "response")
 
@@ -109,9 +107,7 @@ class Upstream:
     async def open(self, url: URL, request: HttpRequest) -> aiohttp.ClientResponse:
         """The response's head. Raises `AttemptError`."""
         try:
-            response = await self._session.post(
-                url, data=request.body, headers=request.headers, allow_redirects=False
-            )
+            response = await self._session.post(url, data=request.body, headers=request.headers, allow_redirects=False)
         except asyncio.CancelledError:
             raise self._cancelled() from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -173,14 +169,6 @@ class Upstream:
                 self.response.release()
             else:
                 self.response.close()
-
-    async def __aenter__(self) -> Upstream:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _connection_problem(error: Exception) -> ProviderProblem:

@@ -1,0 +1,192 @@
+"""Puts a gateway together and runs it: router, ledger, session, server, signals.
+
+Enters: a checked `Fleet`, the environment. Leaves: a running server, until a signal. SIGHUP reads the fleet again and
+keeps the old one where the new is wrong; SIGTERM and SIGINT stop taking requests and let those under way end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from onebeat.conductor.admin import Admin
+from onebeat.conductor.config import Fleet
+from onebeat.conductor.dispatch import Dispatcher
+from onebeat.conductor.fleet_file import load_fleet, missing_variables, retirements, unscored
+from onebeat.conductor.ledger import Ledger
+from onebeat.conductor.metrics import Metrics
+from onebeat.conductor.planning import Planner
+from onebeat.conductor.report import spent_today
+from onebeat.conductor.runtime import make_runtime, midnight_utc
+from onebeat.conductor.scoring import LiveRouter, Scorer
+from onebeat.conductor.security import Redactor
+from onebeat.conductor.server import Gateway, make_server
+from onebeat.conductor.upstream import make_session
+from onebeat.engine.errors import ConfigError
+from onebeat.engine.records import Column
+
+log = logging.getLogger("onebeat")
+NO_ROUTER = "none"
+
+
+class RunningGateway:
+    """A gateway that listens. `url` is where."""
+
+    def __init__(self, gateway: Gateway, ledger: Ledger, url: str, columns: tuple[Column, ...]) -> None:
+        self.gateway = gateway
+        self.ledger = ledger
+        self.url = url
+        self._columns = columns
+
+    def reload(self, path: str, environ: Mapping[str, str]) -> bool:
+        """Reads the fleet again. A wrong one is reported and kept out; requests under way keep theirs."""
+        planner = self.gateway.planner
+        try:
+            fleet = load_fleet(path)
+            missing = missing_variables(fleet, environ)
+            if missing:
+                raise ConfigError(f"the environment lacks {', '.join(missing.values())}.")
+            runtime = make_runtime(fleet, environ, self._columns, previous=planner.runtime)
+        except ConfigError as error:
+            log.error("%s was not taken over, the fleet stays as it was:\n%s", path, error)
+            self.ledger.event("reload_refused", str(error))
+            return False
+        planner.runtime = runtime
+        self.gateway.dispatcher.room.wake_all()
+        report_fleet(fleet, self._columns, self.ledger)
+        log.info("%s was read again: %d models", path, len(fleet.models))
+        self.ledger.event("reload", f"{len(fleet.models)} models of {len(fleet.providers)} providers")
+        return True
+
+
+def report_fleet(fleet: Fleet, columns: tuple[Column, ...], ledger: Ledger) -> None:
+    """Retirements and unscored models: into the log, and into the ledger for `onebeat report`."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    for sentence in retirements(fleet, today):
+        log.warning(sentence)
+        ledger.event("retirement", sentence)
+    for sentence in unscored(fleet, [column.name for column in columns]):
+        log.warning(sentence)
+
+
+@asynccontextmanager
+async def running(
+    fleet: Fleet,
+    environ: Mapping[str, str],
+    *,
+    live: LiveRouter | None = None,
+    columns: tuple[Column, ...] = (),
+    drift: Any = None,
+    host: str | None = None,
+    port: int | None = None,
+) -> AsyncIterator[RunningGateway]:
+    """A gateway that listens as long as the context is open. `live`: the router, started by the caller; None decides on
+    priors. `drift`: an object with `observe(features, quality, output_tokens)` and `report()`."""
+    async with AsyncExitStack() as stack:
+        ledger = Ledger(fleet.ledger.path, queue_rows=fleet.ledger.queue_rows)
+        stack.callback(ledger.close)
+        runtime = make_runtime(fleet, environ, columns)
+        spent = spent_today(ledger.path, midnight_utc())
+        for client in runtime.keys.clients():
+            if client.name in spent:
+                client.charge(spent[client.name], midnight_utc() + 1.0)
+        report_fleet(fleet, columns, ledger)
+        session: aiohttp.ClientSession = await stack.enter_async_context(make_session(fleet.resilience))
+        metrics = Metrics()
+        scorer = Scorer(live, on_features=drift.observe if drift is not None else None)
+        planner = Planner(runtime, scorer)
+        dispatcher = Dispatcher(planner, session, ledger, metrics)
+        admin = Admin(planner, dispatcher, ledger, metrics, environ, lambda: _state_of(live), drift)
+        gateway = Gateway(dispatcher, planner, admin)
+        server = make_server(gateway)
+        runner = web.ServerRunner(server)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, host or fleet.server.host, fleet.server.port if port is None else port, backlog=2048)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {fleet.server.host}:{fleet.server.port}: {error}.") from error
+        bound = runner.addresses[0]
+        running_gateway = RunningGateway(gateway, ledger, f"http://{_shown(bound[0])}:{bound[1]}", columns)
+        try:
+            yield running_gateway
+        finally:
+            admin.is_draining = True
+            await site.stop()
+            await _drain(gateway, fleet.server.drain_ms / 1e3)
+
+
+async def _drain(gateway: Gateway, seconds: float) -> None:
+    """Answers under way may end; what is not done by then is cut, and entered as cancelled."""
+    until = asyncio.get_running_loop().time() + seconds
+    while gateway.under_way and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    if gateway.under_way:
+        log.warning("%d requests were cut by the stop after %.0f s", gateway.under_way, seconds)
+
+
+def _state_of(live: LiveRouter | None) -> tuple[bool, bool]:
+    if live is None:
+        return True, True
+    return bool(getattr(live, "ready", True)), bool(getattr(live, "healthy", True))
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+async def serve(
+    fleet: Fleet, path: str, environ: Mapping[str, str], *, host: str | None = None, port: int | None = None
+) -> int:
+    """`onebeat serve`, until SIGTERM or SIGINT."""
+    secrets = [environ[p.api_key_env] for p in fleet.providers.values() if p.api_key_env and p.api_key_env in environ]
+    redactor = Redactor(secrets)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.addFilter(redactor)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        live, columns, drift = await stack.enter_async_context(_router(fleet))
+        gateway = await stack.enter_async_context(
+            running(fleet, environ, live=live, columns=columns, drift=drift, host=host, port=port)
+        )
+        loop.add_signal_handler(signal.SIGHUP, gateway.reload, path, environ)
+        print(f"onebeat: listening on {gateway.url} ({len(fleet.models)} models)", flush=True)
+        await stop.wait()
+        log.info("stopping: no new requests; those under way have %.0f s", fleet.server.drain_ms / 1e3)
+    return 0
+
+
+@asynccontextmanager
+async def _router(fleet: Fleet) -> AsyncIterator[tuple[LiveRouter | None, tuple[Column, ...], Any]]:
+    """The router in this process, serving; nothing where the fleet decides on priors."""
+    source = fleet.router.source
+    if source is None or source == NO_ROUTER:
+        yield None, (), None
+        return
+    from onebeat.engine.router import Router
+
+    router = await asyncio.to_thread(
+        Router.from_pretrained, source, precision=fleet.router.precision, device=fleet.router.device
+    )
+    drift = None
+    if fleet.router.drift_share > 0:
+        from onebeat.conductor.learning.drift import DriftWatch
+
+        drift = DriftWatch(router.config.drift, router.columns)
+    async with router.serve() as live:
+        yield live, router.columns, drift
