@@ -270,9 +270,7 @@ class Dispatcher:
         if retry_after_s is None:
             retry_after_s = call.runtime.fleet.contingency.retry_after_ms / 1e3
         wait_s = max(1.0, retry_after_s)
-        return unanswered(
-            f"No model can answer now ({why}); try again in {wait_s:.0f} s.", retry_after_s
-        )
+        return unanswered(f"No model can answer now ({why}); try again in {wait_s:.0f} s.", retry_after_s)
 
     async def _begin(self, call: Call, release: Release) -> tuple[Attempt, list[StreamEvent]]:
         """An attempt that has begun to answer. Whatever fails before that is unseen, and another is made."""

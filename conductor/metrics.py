@@ -90,9 +90,7 @@ class Metrics(Collector):
         self.cost = Counter("onebeat_cost_usd", "Dollars spent upstream.", ("model",))
         self.reroutes = Counter("onebeat_reroutes", "Attempts that came to nothing, by cause.", ("model", "cause"))
         self.findings = Counter("onebeat_findings", "What the watch found.", ("detector", "acted"))
-        self.router = Histogram(
-            "onebeat_router_seconds", "The router's own time.", ("decided_by",), ROUTER_S
-        )
+        self.router = Histogram("onebeat_router_seconds", "The router's own time.", ("decided_by",), ROUTER_S)
         self.added = Histogram("onebeat_request_seconds", "Duration of client requests.", ("outcome",), DURATION_S)
         self.gauges: list[Gauge] = []
         self._registry = CollectorRegistry(auto_describe=False)

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
 from typing import Any
 
 import aiohttp
@@ -180,13 +181,12 @@ async def _router(fleet: Fleet) -> AsyncIterator[tuple[LiveRouter | None, tuple[
         return
     from onebeat.engine.router import Router
 
-    router = await asyncio.to_thread(
+    router: Any = await asyncio.to_thread(
         Router.from_pretrained, source, precision=fleet.router.precision, device=fleet.router.device
     )
     drift = None
     if fleet.router.drift_share > 0:
-        from onebeat.conductor.learning.drift import DriftWatch
-
-        drift = DriftWatch(router.config.drift, router.columns)
+        drift_module = import_module("onebeat.conductor.learning.drift")
+        drift = drift_module.DriftWatch(router.config.drift, router.columns)
     async with router.serve() as live:
         yield live, router.columns, drift

@@ -7,6 +7,7 @@ refused; nothing here knows what a body means.
 from __future__ import annotations
 
 import asyncio
+
 import aiohttp
 from yarl import URL
 
