@@ -5,6 +5,7 @@ Run by tools/demo, which makes the environment first. Fetches the default router
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import textwrap
 import time
@@ -13,6 +14,7 @@ from onebeat.commands.pull import ProgressBar
 from onebeat.engine.errors import OnebeatError
 from onebeat.engine.pull import pull
 from onebeat.engine.router import Router
+from tools import demo_gateway
 
 LONG_TEXT = (
     "The committee met on Tuesday to review the proposal for the new harbour wall, its cost, its effect on the "
@@ -47,6 +49,8 @@ def main() -> int:
     print(f"Router loaded in {time.perf_counter() - start:.2f} s; {len(router.columns)} models:")
     print(textwrap.fill(", ".join(column.name for column in router.columns), 110, initial_indent="  "))
     route_all(router)
+    print("\nNow the gateway: an ordinary OpenAI client, three simulated vendors, and trouble.")
+    asyncio.run(demo_gateway.run(PROMPTS))
     return 0
 
 
