@@ -13,14 +13,20 @@ from typing import Protocol
 
 from onebeat.engine.decision import Decision, check_dial
 from onebeat.engine.engine import Engine
-from onebeat.engine.head import Head
 from onebeat.engine.options import EngineOptions
 from onebeat.engine.paged_cache import PagedCache
-from onebeat.engine.parts import EngineParts, Prepared
+from onebeat.engine.parts import Array, EngineParts, Prepared
 from onebeat.engine.records import Column, Prompt, Scores
 from onebeat.engine.runner import Runner
 from onebeat.engine.snapshot import EngineSnapshot
 from onebeat.engine.stepper import Stepper
+
+
+class Scorer(Protocol):
+    """A head."""
+
+    def score(self, features: Array) -> tuple[Array, Array]:
+        """[n, F] -> quality [n, M] and output tokens [n, M], row by row."""
 
 
 class Servable(Protocol):
@@ -31,7 +37,7 @@ class Servable(Protocol):
         """The backbone with its pooling."""
 
     @property
-    def head(self) -> Head:
+    def head(self) -> Scorer:
         """Features to quality and lengths."""
 
     @property

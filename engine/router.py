@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from onebeat.engine.runner import Runner
 from onebeat.engine.strict_json import nearest, shown
 from onebeat.engine.tokens import Prepared, PromptTokenizer
 from onebeat.engine.weights import Weights
+
+if TYPE_CHECKING:
+    from onebeat.engine.live import LiveRouter
 
 PRECISIONS = ("auto", "int8", "bfloat16", "float32")
 FINGERPRINTED = ("router.json", "router_head.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
@@ -195,6 +198,16 @@ class Router:
             timing=scores.timing[row] if scores.timing else None,
             estimated=bool(scores.estimated) and scores.estimated[row],
         )
+
+    def serve(self, *, progress: Callable[[int, int, str], None] | None = None, **options: object) -> LiveRouter:
+        """`async with router.serve() as live`: continuous batching for an event loop.
+
+        `options` are those of `engine.options.EngineOptions`; `progress` is called as (done, total, what) while warming
+        up. Raises `ConfigError` for an unknown option.
+        """
+        from onebeat.engine.live import LiveRouter
+
+        return LiveRouter(self, progress=progress, **options)
 
     def _prepare_all(self, prompts: Sequence[Prompt]) -> tuple[list[Prepared], list[float]]:
         if isinstance(prompts, str) or any(isinstance(prompt, dict) for prompt in prompts):

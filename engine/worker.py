@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onebeat.engine.errors import DeadlineError
-from onebeat.engine.parts import EngineParts, Report, Step, Stepper
+from onebeat.engine.errors import CheckpointError, DeadlineError
+from onebeat.engine.parts import Array, EngineParts, Report, Step, Stepper
 from onebeat.engine.plan import Chunk, DropReason, Plan
 from onebeat.engine.prefix_cache import PrefixCache
 from onebeat.engine.records import Scores, Timing
@@ -169,7 +169,11 @@ class Worker:
             return
         features = running.step.features()
         quality, output_tokens = self._parts.score(features)
+        sound = np.isfinite(quality).all(axis=1) & np.isfinite(output_tokens).all(axis=1)
         for row, (ticket, chunk) in enumerate(running.ended):
+            if not sound[row]:
+                self._book.end(ticket, Ending.FAILED, _overflow(ticket, quality[row]))
+                continue
             timing = self._timing(ticket, chunk)
             scores = Scores(
                 self._parts.models,
@@ -195,6 +199,13 @@ class Worker:
             computed_tokens=len(ticket.token_ids) - chunk.cached_tokens,
             cached_tokens=chunk.cached_tokens,
         )
+
+
+def _overflow(ticket: Ticket, quality: Array) -> CheckpointError:
+    return CheckpointError(
+        f"the router scored a prompt of {len(ticket.token_ids)} tokens as {quality.tolist()}, which are no qualities: "
+        'its weights overflow; load it with precision="float32", or fit it again.'
+    )
 
 
 def _count(value: int) -> NDArray[np.int64]:

@@ -10,10 +10,12 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from onebeat.engine.engine import Engine
-from onebeat.engine.errors import DeadlineError, EngineError, InputError, OverloadedError, StoppedError
+from onebeat.engine.errors import CheckpointError, DeadlineError, EngineError, InputError, OverloadedError, StoppedError
+from onebeat.engine.parts import Array
 from onebeat.engine.records import Scores
 from tests.engine.fake_model import CHUNK_TOKENS, FakeModel, engine_of
 
@@ -121,6 +123,19 @@ def test_an_exception_in_one_prompt_s_preparation_touches_only_its_caller() -> N
             futures[1].result(SOON_S)
         assert [value(futures[0]), value(futures[2])] == [3.0, 3.0]
         assert engine.healthy and engine.snapshot().failed == 1
+
+
+def test_scores_that_are_no_numbers_fail_alone() -> None:
+    def score(features: Array) -> tuple[Array, Array]:
+        return np.where(features == 13.0, np.nan, features), features + 1.0
+
+    model = FakeModel(gate=threading.Event())
+    with running(model, score=score) as engine:
+        bad, good = engine.submit("6 7"), engine.submit("1 1")
+        model.gate.set()  # type: ignore[union-attr]
+        with pytest.raises(CheckpointError, match="weights overflow"):
+            bad.result(SOON_S)
+        assert value(good) == 2.0 and engine.healthy
 
 
 def test_a_deadline_in_the_past_is_refused_at_once() -> None:
