@@ -169,7 +169,7 @@ class Worker:
             return
         features = running.step.features()
         quality, output_tokens = self._parts.score(features)
-        sound = np.isfinite(quality).all(axis=1) & np.isfinite(output_tokens).all(axis=1)
+        sound = np.asarray((np.isfinite(quality) & np.isfinite(output_tokens)).all(axis=1))
         for row, (ticket, chunk) in enumerate(running.ended):
             if not sound[row]:
                 self._book.end(ticket, Ending.FAILED, _overflow(ticket, quality[row]))
