@@ -22,6 +22,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 HASHED_AT_ONCE_BYTES = 8 * 1024 * 1024
+REMEMBERED_BYTES = 32 * 1024 * 1024
+"""A file of at least this size is worth a note of its hash: it takes 40 ms to hash, 15 GB take 20 s."""
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -95,6 +97,8 @@ def content_sha256(paths: Sequence[Path], cache_folder: Path = CACHE_FOLDER) -> 
 
 def _file_sha256(path: Path, memory: Path) -> str:
     status = path.stat()
+    if status.st_size < REMEMBERED_BYTES:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     seen = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     note = memory / f"{hashlib.sha256(json.dumps(seen[:1]).encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, LookupError, TypeError):
