@@ -46,6 +46,9 @@ def fields_of(body: bytes) -> dict[str, Raw]:
     if not body:
         raise RequestError("the request has no body; send a JSON object with `model` and `messages`.")
     try:
+        if not body.isascii():
+            # Fields that are only passed on are not looked into: bytes that are no UTF-8 would go on to the provider.
+            body.decode()
         return _FIELDS.decode(body)
     except RecursionError as error:
         raise RequestError("the body is nested too deeply; flatten it.") from error
