@@ -11,6 +11,7 @@ the prompt came whole, in chunks or behind a cached prefix.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,6 +57,10 @@ class Batch:
     chunk_bounds: Tensor
     """[C+1] int32: chunk c is rows chunk_bounds[c] to chunk_bounds[c+1]. Without a cache a long prompt is several
     chunks; with one, every sequence is a chunk and this is `cu_seqlens` itself."""
+    chunk_rows: tuple[int, ...]
+    """[C] rows of each chunk, on the host."""
+    longest: int
+    """Tokens of the longest prompt up to the end of this batch's part of it."""
     cache: KeyValueCache | None = None
     slots: Tensor | None = None
     """[T] int64 flat places in the cache: block * CHUNK_TOKENS + offset."""
@@ -97,12 +102,15 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -
         chunk_bounds += range(begin + CHUNK_TOKENS, bounds[-1], CHUNK_TOKENS)
         chunk_bounds.append(bounds[-1])
     cu_seqlens = _int32(bounds, device)
+    longest = max(len(prompt) for prompt in prompts)
     return Batch(
         _int32(token_ids, device),
         _int32(positions, device),
         cu_seqlens,
-        max(len(prompt) for prompt in prompts),
+        longest,
         cu_seqlens if len(chunk_bounds) == len(bounds) else _int32(chunk_bounds, device),
+        tuple(end - begin for begin, end in itertools.pairwise(chunk_bounds)),
+        longest,
     )
 
 
@@ -134,6 +142,8 @@ def pack_parts(parts: Sequence[Part], cache: KeyValueCache, device: torch.device
         cu_seqlens,
         max(len(part.token_ids) for part in parts),
         cu_seqlens,
+        tuple(len(part.token_ids) for part in parts),
+        max(context),
         cache,
         torch.tensor(slots, dtype=torch.int64, device=device),
         torch.tensor(table, dtype=torch.int32, device=device),

@@ -7,18 +7,30 @@ that an int8 backbone never needs more memory than its int8 size plus one float 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from onebeat.engine.config import BackboneConfig
-from onebeat.engine.model import Backbone, Layer, Matrix
+from onebeat.engine.cpu_layer import (
+    CpuInt8Layer,
+    Int8Product,
+    KeptProduct,
+    Product,
+    halved_rows,
+    padded_columns,
+    paired_norm,
+    paired_rows,
+)
+from onebeat.engine.layer import Layer, Matrix
+from onebeat.engine.model import Backbone, DecoderLayer
 from onebeat.kernels.quantize import quantize_weight
 
 Precision = Literal["float32", "bfloat16", "int8"]
 MATRICES = ("qkv", "attention_out", "gate_up", "down")
-"""The four matrices of a layer that int8 quantises; `layers.{i}.NAME` on disk."""
+"""The four matrices of a layer that int8 quantises: `layers.{i}.NAME`."""
 
 
 class WeightSource(Protocol):
@@ -30,11 +42,24 @@ class WeightSource(Protocol):
     def __contains__(self, name: object) -> bool: ...
 
 
-class QuantizedSource(Protocol):
-    """Matrices by the same names that are int8 already."""
+class MatrixSource(Protocol):
+    """The matrices of an int8 backbone, by the same names."""
 
-    def matrix(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """(int8 [N, K], float32 [N]), or None where this matrix is kept in float."""
+    def matrix(self, name: str) -> Matrix:
+        """int8 [N, K] with its scale [N], or bfloat16 without where it is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """Quantises matrices as they are read, keeping those named in bfloat16."""
+
+    weights: WeightSource
+    keep_bf16: Collection[str] = ()
+
+    def matrix(self, name: str) -> Matrix:
+        """See `MatrixSource`."""
+        weight = self.weights.tensor(name)
+        return Matrix(weight.bfloat16()) if name in self.keep_bf16 else Matrix(*quantize_weight(weight))
 
 
 def load_backbone(
@@ -44,55 +69,98 @@ def load_backbone(
     precision: Precision,
     *,
     device: torch.device | str = "cpu",
-    quantized: QuantizedSource | None = None,
-    keep_bf16: Collection[str] = (),
+    matrices: MatrixSource | None = None,
     max_positions: int = 4096,
 ) -> Backbone:
-    """Reads layers up to the last tap. In int8, matrices come from `quantized` where given, else are quantised here.
+    """Reads layers up to the last tap. In int8, matrices come from `matrices`, or are quantised from `weights`.
 
-    `keep_bf16` names the matrices (`layers.3.down`) that stay bfloat16 in int8. Raises `WeightError`.
+    Raises `WeightError`.
     """
     device = torch.device(device)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    on_cpu = precision == "int8" and device.type == "cpu"
+    if precision == "int8" and matrices is None:
+        matrices = Quantizer(weights)
     # On the CPU float32 row operations are as fast as bfloat16 ones and spare the conversions.
-    state_dtype = torch.float32 if precision == "int8" and device.type == "cpu" else dtype
-
-    def vector(name: str) -> Tensor | None:
-        return weights.tensor(name).to(device, state_dtype) if name in weights else None
-
-    def needed(name: str) -> Tensor:
-        return weights.tensor(name).to(device, state_dtype)
-
-    def matrix(name: str) -> Matrix:
-        if precision != "int8" or name in keep_bf16:
-            return Matrix(weights.tensor(name).to(device, dtype))
-        ready = quantized.matrix(name) if quantized is not None else None
-        rows, scale = ready if ready is not None else quantize_weight(weights.tensor(name).to(device))
-        return Matrix(rows.to(device), scale.to(device))
-
-    layers = []
+    loader = _Loader(config, weights, matrices, device, dtype, torch.float32 if on_cpu else dtype)
+    layers: list[DecoderLayer] = []
     for index in range(max(taps)):
-        at = f"layers.{index}."
-        layers.append(
-            Layer(
-                input_norm=needed(at + "input_norm"),
-                qkv=matrix(at + "qkv"),
-                attention_out=matrix(at + "attention_out"),
-                post_norm=needed(at + "post_norm"),
-                gate_up=matrix(at + "gate_up"),
-                down=matrix(at + "down"),
-                qkv_bias=vector(at + "qkv_bias"),
-                attention_out_bias=vector(at + "attention_out_bias"),
-                q_norm=vector(at + "q_norm"),
-                k_norm=vector(at + "k_norm"),
-            )
-        )
+        layers.append(loader.cpu_int8_layer(index) if on_cpu else loader.layer(index))
     return Backbone(
         config,
         weights.tensor("embedding").to(device, dtype),
         layers,
         sorted(set(taps)),
-        state_dtype=state_dtype,
+        state_dtype=loader.state_dtype,
         mixing_dtype=dtype,
         max_positions=max_positions,
+        turns=on_cpu,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    config: BackboneConfig
+    weights: WeightSource
+    matrices: MatrixSource | None
+    device: torch.device
+    dtype: torch.dtype
+    state_dtype: torch.dtype
+
+    def layer(self, index: int) -> Layer:
+        at = f"layers.{index}."
+        return Layer(
+            self.config,
+            self.state_dtype,
+            self.dtype,
+            self._vector(at + "input_norm"),
+            self._matrix(at + "qkv"),
+            self._matrix(at + "attention_out"),
+            self._vector(at + "post_norm"),
+            self._matrix(at + "gate_up"),
+            self._matrix(at + "down"),
+            self._optional(at + "qkv_bias"),
+            self._optional(at + "attention_out_bias"),
+            self._optional(at + "q_norm"),
+            self._optional(at + "k_norm"),
+        )
+
+    def cpu_int8_layer(self, index: int) -> CpuInt8Layer:
+        at = f"layers.{index}."
+        order = paired_rows(self.config)
+        bias = self._optional(at + "qkv_bias")
+        q_norm, k_norm = self._optional(at + "q_norm"), self._optional(at + "k_norm")
+        qkv, gate_up, down = (self._matrix(at + name) for name in ("qkv", "gate_up", "down"))
+        return CpuInt8Layer(
+            self.config,
+            self._vector(at + "input_norm"),
+            _product(qkv.weight[order], None if qkv.scale is None else qkv.scale[order]),
+            _product(*_parts(self._matrix(at + "attention_out"))),
+            self._vector(at + "post_norm"),
+            _product(halved_rows(gate_up.weight), None if gate_up.scale is None else halved_rows(gate_up.scale)),
+            _product(padded_columns(down.weight), down.scale),
+            None if bias is None else bias[order],
+            self._optional(at + "attention_out_bias"),
+            None if q_norm is None else paired_norm(q_norm),
+            None if k_norm is None else paired_norm(k_norm),
+        )
+
+    def _matrix(self, name: str) -> Matrix:
+        if self.matrices is None:
+            return Matrix(self.weights.tensor(name).to(self.device, self.dtype))
+        found = self.matrices.matrix(name)
+        return Matrix(found.weight.to(self.device), None if found.scale is None else found.scale.to(self.device))
+
+    def _vector(self, name: str) -> Tensor:
+        return self.weights.tensor(name).to(self.device, self.state_dtype)
+
+    def _optional(self, name: str) -> Tensor | None:
+        return self._vector(name) if name in self.weights else None
+
+
+def _parts(matrix: Matrix) -> tuple[Tensor, Tensor | None]:
+    return matrix.weight, matrix.scale
+
+
+def _product(weight: Tensor, scale: Tensor | None) -> Product:
+    return KeptProduct(weight) if scale is None else Int8Product(weight, scale)

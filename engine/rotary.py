@@ -8,11 +8,29 @@ computed in float32 as transformers does, so that long positions round the same 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from onebeat.engine.config import BackboneConfig, RopeScaling
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rotation:
+    """Tables for every position, and where a layer wants them the turns of one batch's positions."""
+
+    cos: Tensor
+    """[P, D/2] float32"""
+    sin: Tensor
+    """[P, D/2] float32"""
+    turns: Tensor | None = None
+    """[T, 1, D/2] complex64: cos + i sin of each token's position."""
+
+    def at(self, positions: Tensor) -> Rotation:
+        """The same tables with the turns of `positions` [T]."""
+        turns = torch.complex(self.cos.index_select(0, positions), self.sin.index_select(0, positions))
+        return Rotation(self.cos, self.sin, turns[:, None])
 
 
 def rotary_tables(config: BackboneConfig, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,28 @@
 """Causal attention on the CPU, tile by tile.
 
-Enters: packed queries, keys and values, or a paged cache. Leaves: the attended values. Knows no batch beyond its rows:
-each tile of a sequence is one computation over (the tile's rows, keys up to the tile's end), tiles begin at absolute
-multiples of `TILE_ROWS`, and therefore no row's bits depend on what else is in the batch or on how the prompt was cut.
+Enters: packed queries, keys and values. Leaves: the attended values. Knows no batch beyond its rows: each tile of a
+sequence is one computation over (the tile's rows, keys up to the tile's end), tiles begin at absolute multiples of
+`TILE_ROWS`, and therefore no row's bits depend on what else is in the batch or on how the prompt was cut.
+
+Written as two batched products and a softmax rather than as torch's flash kernel: for 128 rows and keys of 9 heads it
+takes 180 microseconds in bfloat16 where the flash kernel takes 320 (2 cores of Zen 5), as the products run on
+AVX512_BF16.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 TILE_ROWS = 128
 """Query rows of one computation; tiles begin at absolute multiples of it."""
+
+SMALL_PRODUCT = 32 * 32
+"""Rows times keys up to which float32 products are faster than bfloat16 ones, whose set-up takes 20 microseconds."""
+
+_NOT_SEEN = torch.full((TILE_ROWS, TILE_ROWS), float("-inf")).triu_(1)
 
 
 def attention(
@@ -25,13 +32,13 @@ def attention(
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
-    scale: float | None = None,
+    scale: float,
     window: int | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """q [T, NQ, D], k and v [T, NKV, D], cu_seqlens [S+1] -> [T, NQ, D]. Every sequence begins at position 0."""
-    out = torch.empty(q.shape, dtype=q.dtype)
-    bounds = cu_seqlens.tolist()
-    for begin, end in itertools.pairwise(bounds):
+    """See kernels.attention. `out_dtype` is q's unless told."""
+    out = torch.empty(q.shape, dtype=out_dtype or q.dtype)
+    for begin, end in itertools.pairwise(cu_seqlens.tolist()):
         for row in range(begin, end, TILE_ROWS):
             last = min(row + TILE_ROWS, end)
             first_key = begin + first_key_seen(row - begin, window)
@@ -40,30 +47,31 @@ def attention(
 
 
 def first_key_seen(first_row: int, window: int | None) -> int:
+    """The first key that the row at position `first_row` sees."""
     return 0 if window is None else max(0, first_row - window + 1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float | None, window: int | None) -> None:
-    """q [R, NQ, D] are the last R of the C positions of k and v [C, NKV, D]; writes out [R, NQ, D]."""
-    rows, keys = q.shape[0], k.shape[0]
-    mask = None
-    if rows > 1 or (window is not None and keys > window):
-        mask = _mask(rows, keys, window, q.dtype)
-    attended = F.scaled_dot_product_attention(
-        q.transpose(0, 1)[None],
-        k.transpose(0, 1)[None],
-        v.transpose(0, 1)[None],
-        attn_mask=mask,
-        scale=scale,
-        enable_gqa=True,
-    )
-    out.copy_(attended[0].transpose(0, 1))
+def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float, window: int | None) -> None:
+    """q [R, NQ, D] are the last R of the C positions of k and v [C, NKV, D]; writes out [R, NQ, D]. R <= TILE_ROWS."""
+    rows, query_heads, head_size = q.shape
+    keys, key_heads, _ = k.shape
+    group = query_heads // key_heads
+    # The query heads that share a key head become rows of one product: [NKV, G*R, D].
+    queries = q.view(rows, key_heads, group, head_size).permute(1, 2, 0, 3).reshape(key_heads, group * rows, head_size)
+    turned, values = k.permute(1, 2, 0), v.transpose(0, 1)  # [NKV, D, C], [NKV, C, D]
+    if rows * keys <= SMALL_PRODUCT:
+        queries, turned, values = queries.float(), turned.float(), values.float()
+    weights = torch.bmm(queries, turned).float().mul_(scale)  # [NKV, G*R, C]
+    if rows > 1 or window is not None:
+        scores = weights.view(key_heads, group, rows, keys)
+        scores[..., keys - rows :].add_(_NOT_SEEN[:rows, :rows])
+        if window is not None and keys > window:
+            scores.masked_fill_(_beyond(rows, keys, window), float("-inf"))
+    attended = torch.bmm(torch.softmax(weights, -1).to(values.dtype), values)  # [NKV, G*R, D]
+    out.copy_(attended.view(key_heads, group, rows, head_size).permute(2, 0, 1, 3).reshape(q.shape))
 
 
-@functools.lru_cache(maxsize=64)
-def _mask(rows: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """[rows, keys]: 0 where the row, one of the last `rows` positions, sees the key, minus infinity elsewhere."""
+def _beyond(rows: int, keys: int, window: int) -> Tensor:
+    """[R, C] bool: where the key is `window` or more positions before the row."""
     row = torch.arange(keys - rows, keys)[:, None]
-    key = torch.arange(keys)[None, :]
-    seen = key <= row if window is None else (key <= row) & (key > row - window)
-    return torch.zeros(rows, keys, dtype=dtype).masked_fill_(~seen, float("-inf"))
+    return row - torch.arange(keys)[None, :] >= window
