@@ -57,10 +57,6 @@ class Batch:
     chunk_bounds: Tensor
     """[C+1] int32: chunk c is rows chunk_bounds[c] to chunk_bounds[c+1]. Without a cache a long prompt is several
     chunks; with one, every sequence is a chunk and this is `cu_seqlens` itself."""
-    chunk_rows: tuple[int, ...]
-    """[C] rows of each chunk, on the host."""
-    longest: int
-    """Tokens of the longest prompt up to the end of this batch's part of it."""
     cache: KeyValueCache | None = None
     slots: Tensor | None = None
     """[T] int64 flat places in the cache: block * CHUNK_TOKENS + offset."""
@@ -68,6 +64,10 @@ class Batch:
     """[S, maxB] int32 block ids; entries past the sequence's last block are never read."""
     context_tokens: Tensor | None = None
     """[S] int32 tokens of the prompt up to and including this chunk."""
+    chunk_rows: tuple[int, ...] = ()
+    """[C] rows of each chunk, on the host; empty where only the device knows them (a captured graph)."""
+    longest: int = 0
+    """Tokens of the longest prompt up to the end of this batch's part of it; 0 where only the device knows."""
 
     @property
     def tokens(self) -> int:
@@ -109,8 +109,8 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -
         cu_seqlens,
         longest,
         cu_seqlens if len(chunk_bounds) == len(bounds) else _int32(chunk_bounds, device),
-        tuple(end - begin for begin, end in itertools.pairwise(chunk_bounds)),
-        longest,
+        chunk_rows=tuple(end - begin for begin, end in itertools.pairwise(chunk_bounds)),
+        longest=longest,
     )
 
 
@@ -142,12 +142,12 @@ def pack_parts(parts: Sequence[Part], cache: KeyValueCache, device: torch.device
         cu_seqlens,
         max(len(part.token_ids) for part in parts),
         cu_seqlens,
-        tuple(len(part.token_ids) for part in parts),
-        max(context),
         cache,
         torch.tensor(slots, dtype=torch.int64, device=device),
         torch.tensor(table, dtype=torch.int32, device=device),
         _int32(context, device),
+        tuple(len(part.token_ids) for part in parts),
+        max(context),
     )
 
 
