@@ -1,0 +1,101 @@
+"""From logits to probabilities that hold: Platt scaling and isotonic regression, chosen per column by validation.
+
+Enters: out-of-fold logits and scores of one column. Leaves: the mapping that router.json stores. A calibration that
+does not beat leaving the logits alone, on folds it has not seen, is not used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Doubles = NDArray[np.float64]
+MIN_ROWS = 30
+"""Below this many outcomes a column keeps its logits: two parameters would follow the noise."""
+FOLDS = 5
+
+
+def calibrate(
+    logits: NDArray[np.floating], score: NDArray[np.floating], names: Sequence[str]
+) -> dict[str, object] | None:
+    """The `calibration` of router.json for [n, M] out-of-fold logits and scores (NaN: unknown), or None for identity."""
+    columns = {}
+    for column, name in enumerate(names):
+        known = np.isfinite(score[:, column])
+        chosen = choose(logits[known, column].astype(np.float64), score[known, column].astype(np.float64))
+        if chosen is not None:
+            columns[name] = chosen
+    return {"columns": columns} if columns else None
+
+
+def choose(logits: Doubles, score: Doubles) -> dict[str, object] | None:
+    """Platt, isotonic or None, whichever has the least cross-validated log loss."""
+    if len(logits) < MIN_ROWS or score.max() == score.min():
+        return None
+    fold = np.arange(len(logits)) % FOLDS
+    losses = {"none": log_loss(1 / (1 + np.exp(-logits)), score), "platt": 0.0, "isotonic": 0.0}
+    for held in range(FOLDS):
+        seen, unseen = fold != held, fold == held
+        slope, offset = platt(logits[seen], score[seen])
+        losses["platt"] += log_loss(1 / (1 + np.exp(-(slope * logits[unseen] + offset))), score[unseen]) * unseen.mean()
+        knots, values = isotonic(logits[seen], score[seen])
+        losses["isotonic"] += log_loss(np.interp(logits[unseen], knots, values), score[unseen]) * unseen.mean()
+    best = min(losses, key=lambda kind: losses[kind])
+    if best == "platt":
+        slope, offset = platt(logits, score)
+        return {"kind": "platt", "slope": round(slope, 6), "offset": round(offset, 6)}
+    if best == "isotonic":
+        knots, values = isotonic(logits, score)
+        return {"kind": "isotonic", "logits": _rounded(knots), "quality": _rounded(values)}
+    return None
+
+
+def platt(logits: Doubles, score: Doubles) -> tuple[float, float]:
+    """Slope and offset by Newton's method, with Platt's prior counts, pulled weakly towards slope 1 (Platt 1999)."""
+    right, wrong = score.sum(), (1 - score).sum()
+    target = score * ((right + 1) / (right + 2)) + (1 - score) * (1 / (wrong + 2))
+    design = np.stack([logits, np.ones_like(logits)], 1)
+    beta = np.array([1.0, 0.0])
+    prior = np.array([1.0, 0.05])
+    for _ in range(50):
+        predicted = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
+        gradient = design.T @ (predicted - target) + prior * (beta - np.array([1.0, 0.0]))
+        curvature = (design * (predicted * (1 - predicted))[:, None]).T @ design + np.diag(prior)
+        step = np.linalg.solve(curvature, gradient)
+        beta = beta - step
+        if np.abs(step).max() < 1e-9:
+            break
+    # A negative slope would turn the ranking round: the logits then carry nothing, and the base rate is the answer.
+    return (float(beta[0]), float(beta[1])) if beta[0] > 0 else (0.0, math.log((right + 1) / (wrong + 1)))
+
+
+def isotonic(logits: Doubles, score: Doubles) -> tuple[Doubles, Doubles]:
+    """Pool-adjacent-violators: knots (block centres, strictly ascending) and their non-decreasing qualities.
+
+    Each block's mean is smoothed by one pseudo-outcome at the overall mean, so that no quality is exactly 0 or 1.
+    """
+    order = np.argsort(logits, kind="stable")
+    blocks: list[list[float]] = []  # [sum of scores, count, sum of logits]
+    for position in order:
+        blocks.append([float(score[position]), 1.0, float(logits[position])])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] >= blocks[-1][0] / blocks[-1][1]:
+            last = blocks.pop()
+            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
+    mean = float(score.mean())
+    knots = np.array([total_logit / count for _, count, total_logit in blocks])
+    values = np.maximum.accumulate(np.array([(total + mean) / (count + 1) for total, count, _ in blocks]))
+    keep = np.r_[True, np.diff(knots.astype(np.float32)) > 1e-5]
+    return knots[keep], values[keep]
+
+
+def log_loss(quality: Doubles, score: Doubles) -> float:
+    """Mean cross-entropy with fractional scores."""
+    clipped = np.clip(quality, 1e-6, 1 - 1e-6)
+    return float(-(score * np.log(clipped) + (1 - score) * np.log(1 - clipped)).mean())
+
+
+def _rounded(values: Doubles) -> list[float]:
+    return [round(float(value), 6) for value in values]

@@ -1,0 +1,141 @@
+"""Files of outcomes, read as a stream of `(place, record)`: JSON lines, CSV, Parquet, and the gateway's ledger.
+
+Enters: a path. Leaves: raw records for `outcomes.Gatherer`, never more than one batch in memory. A line that cannot be
+read comes out as a string that says why, so that it is counted. Knows field names only to point out misspelt ones.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import sqlite3
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from onebeat.conductor.learning.outcomes import FIELDS, Gatherer, Outcomes
+from onebeat.engine.errors import InputError
+
+Record = tuple[str, Mapping[str, object] | str]
+BATCH_ROWS = 4096
+
+
+def read_outcomes(paths: Collection[Path], *, models: Collection[str] | None = None) -> Outcomes:
+    """All outcomes of these files in one table. Raises `InputError` for a file of no known kind or without outcomes."""
+    gatherer = Gatherer(known_models=models)
+    for path in paths:
+        gatherer.add_all(records(path))
+    return gatherer.table()
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The records of one file, chosen by its suffix: .jsonl .ndjson .csv .tsv .parquet .sqlite .db"""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; give a file of outcomes (.jsonl, .csv, .parquet or a ledger).")
+    suffix = path.suffix.lower()
+    readers = {
+        ".jsonl": _json_lines,
+        ".ndjson": _json_lines,
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".parquet": _parquet,
+        ".sqlite": _ledger,
+        ".sqlite3": _ledger,
+        ".db": _ledger,
+    }
+    if suffix not in readers:
+        raise InputError(f"{path} ends in {suffix!r}; outcomes are read from {', '.join(readers)}.")
+    return readers[suffix](path)
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    decoder = msgspec.json.Decoder()
+    seen: set[str] = set()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            place = f"{path.name}:{number}"
+            try:
+                record = decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                yield place, str(error)
+                continue
+            if not isinstance(record, dict):
+                yield place, f"a {type(record).__name__} where an object is expected"
+                continue
+            if not seen.issuperset(record):
+                seen.update(record)
+                _check_names(path, set(record))
+            yield place, record
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        _check_names(path, set(reader.fieldnames or ()))
+        while True:
+            try:
+                record = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield f"{path.name}:{reader.line_num}", str(error)
+                continue
+            if None in record:
+                yield f"{path.name}:{reader.line_num}", "more cells than the header names"
+                continue
+            yield f"{path.name}:{reader.line_num}", record
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"{path} is Parquet, which needs pyarrow: pip install 'onebeat[train]'.") from None
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = [name for name in file.schema_arrow.names if name in FIELDS]
+        _check_names(path, set(file.schema_arrow.names))
+        row = 0
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names):
+            for record in batch.to_pylist():
+                row += 1
+                yield f"{path.name} row {row}", record
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{path} is not a readable Parquet file: {error}.") from None
+
+
+def _check_names(path: Path, names: set[str]) -> None:
+    """Raises `InputError` when a required field is missing, naming the column that was probably meant."""
+    wanted = [("prompt", "messages"), ("model",), ("score",)]
+    for alternatives in wanted:
+        if names.intersection(alternatives):
+            continue
+        near = [match for name in alternatives for match in difflib.get_close_matches(name, sorted(names), 1, 0.5)]
+        hint = f"is it {near[0]!r}? rename it" if near else f"it has {', '.join(sorted(names)) or 'no columns'}"
+        raise InputError(f"{path} has no column {' or '.join(alternatives)}; {hint}.")
+
+
+def _ledger(path: Path) -> Iterator[Record]:
+    """Graded requests of the gateway's ledger: those with feedback, and what was logged of the decision."""
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        connection.row_factory = sqlite3.Row
+        columns = {row[1] for row in connection.execute("SELECT * FROM pragma_table_info('outcomes')")}
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"{path} is not a readable ledger: {error}.") from None
+    if not columns:
+        raise InputError(f"{path} has no view or table `outcomes`; is it a ledger that `onebeat serve` wrote?")
+    _check_names(path, columns)
+    names = [name for name in FIELDS if name in columns]
+    quoted = ", ".join(f'"{name}"' for name in names)
+    try:
+        for number, row in enumerate(connection.execute(f"SELECT {quoted} FROM outcomes"), 1):
+            yield f"{path.name} row {number}", dict(row)
+    finally:
+        connection.close()

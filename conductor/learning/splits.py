@@ -1,0 +1,95 @@
+"""Who is fitted on and who is judged: splits by prompt within every source, or of whole sources.
+
+Enters: prompts and their groups. Leaves: index arrays with a name that says how to make them again. A prompt's side
+depends on its hash and the seed only, never on the order of a file, and white-space twins share a side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebeat.conductor.learning.outcomes import prompt_key
+from onebeat.engine.errors import InputError
+from onebeat.engine.records import Prompt
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Row numbers to fit on and to judge on, and the name that reproduces them."""
+
+    fit: Rows
+    test: Rows
+    name: str
+
+
+def split_prompts(prompts: Sequence[Prompt], groups: Sequence[str], *, test_share: float = 0.3, seed: int = 0) -> Split:
+    """Within every group, the `test_share` of prompts with the smallest salted hashes are held out.
+
+    A group of one prompt is fitted on. Raises `InputError` for a share outside 0..1.
+    """
+    if not 0.0 <= test_share < 1.0:
+        raise InputError(f"test share is {test_share}; it is a share from 0 to below 1.")
+    ranks = [_salted(prompt_key(prompt), seed) for prompt in prompts]
+    members: dict[str, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        members[group].append(row)
+    test: list[int] = []
+    for group in sorted(members):
+        distinct = sorted({ranks[row] for row in members[group]})
+        held = set(distinct[: round(test_share * len(distinct))])
+        test += [row for row in members[group] if ranks[row] in held]
+    chosen = np.zeros(len(prompts), bool)
+    chosen[test] = True
+    name = f"prompt hash within source, {100 * test_share:g} % held out, seed {seed}"
+    return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), name)
+
+
+def hold_out_groups(groups: Sequence[str], held_out: Sequence[str]) -> Split:
+    """Whole sources held out. Raises `InputError` for one that no prompt has, or when nothing is left to fit on."""
+    known = sorted(set(groups))
+    for name in held_out:
+        if name not in known:
+            raise InputError(f"no prompt is of group {name!r}; the groups are {', '.join(known)}.")
+    chosen = np.array([group in held_out for group in groups])
+    if chosen.all():
+        raise InputError(f"holding out {', '.join(held_out)} leaves nothing to fit on.")
+    return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), f"sources held out: {', '.join(sorted(held_out))}")
+
+
+def folds(
+    prompts: Sequence[Prompt], groups: Sequence[str], count: int, *, seed: int = 0, whole_groups: bool = False
+) -> list[Rows]:
+    """`count` disjoint test folds that cover every row: of prompts within sources, or of whole sources."""
+    keys = [
+        group.encode() if whole_groups else prompt_key(prompt) for prompt, group in zip(prompts, groups, strict=True)
+    ]
+    ranks = [_salted(key, seed) for key in keys]
+    fold = np.zeros(len(prompts), np.int64)
+    strata = {"": range(len(prompts))} if whole_groups else _members(groups)
+    start = 0
+    for name in sorted(strata):
+        distinct = sorted({ranks[row] for row in strata[name]})
+        place = {rank: (start + index) % count for index, rank in enumerate(distinct)}
+        start += len(distinct)
+        for row in strata[name]:
+            fold[row] = place[ranks[row]]
+    return [np.flatnonzero(fold == index) for index in range(count)]
+
+
+def _members(groups: Sequence[str]) -> dict[str, Sequence[int]]:
+    members: dict[str, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        members[group].append(row)
+    return dict(members)
+
+
+def _salted(key: bytes, seed: int) -> bytes:
+    return hashlib.blake2b(key, digest_size=16, salt=seed.to_bytes(8, "little")).digest()

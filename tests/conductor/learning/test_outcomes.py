@@ -1,0 +1,166 @@
+"""Outcomes in: every format gives one table, and nothing odd goes uncounted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onebeat.conductor.learning.outcomes import Gatherer, prompt_key
+from onebeat.conductor.learning.sources import read_outcomes
+from onebeat.engine.errors import InputError
+
+ROWS: list[dict[str, object]] = [
+    {"prompt": "one", "model": "a", "score": 1, "output_tokens": 10, "group": "x", "time": "2026-01-02T00:00:00Z"},
+    {"prompt": "one", "model": "b", "score": 0.25, "cost_usd": 0.5},
+    {"prompt": "two", "model": "a", "score": 0, "input_tokens": 3, "group": "y", "time": 5.0},
+]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, sorted({name for row in rows for name in row}))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        names = sorted({name for row in rows for name in row})
+        texts = [{name: None if row.get(name) is None else str(row[name]) for name in names} for row in rows]
+        parquet.write_table(arrow.Table.from_pylist(texts), path)
+    else:
+        with sqlite3.connect(path) as connection:
+            connection.execute(
+                'CREATE TABLE outcomes (prompt, model, score, output_tokens, cost_usd, input_tokens, "group", time)'
+            )
+            for row in rows:
+                names = ", ".join(f'"{name}"' for name in row)
+                marks = ", ".join("?" * len(row))
+                connection.execute(f"INSERT INTO outcomes ({names}) VALUES ({marks})", list(row.values()))
+        connection.close()
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".sqlite"])
+def test_every_format_gives_the_same_table(tmp_path: Path, suffix: str) -> None:
+    table = read_outcomes([write(tmp_path / f"outcomes{suffix}", ROWS)])
+    assert table.prompts == ("one", "two")
+    assert table.groups == ("x", "y")
+    assert table.models == ("a", "b")
+    np.testing.assert_array_equal(table.score, np.array([[1, 0.25], [0, np.nan]], np.float32))
+    assert table.output_tokens[0, 0] == 10
+    assert table.cost_usd[0, 1] == 0.5
+    assert table.input_tokens[1, 0] == 3
+    np.testing.assert_array_equal(table.weight, [[1, 1], [1, 0]])
+    assert table.time_s[1] == 5.0
+    assert table.time_s[0] == 1767312000.0
+    assert table.report.records == table.report.used == 3
+    assert not table.report.problems
+
+
+def test_everything_odd_is_counted_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jsonl"
+    lines = [
+        *map(json.dumps, ROWS),
+        json.dumps(ROWS[0]),
+        json.dumps(ROWS[1] | {"score": 0.75}),
+        json.dumps({"prompt": "three", "model": "a", "score": "NaN"}),
+        json.dumps({"prompt": "three", "model": "a", "score": 7}),
+        json.dumps({"prompt": "three", "model": "a", "score": None}),
+        json.dumps({"prompt": " ", "model": "a", "score": 1}),
+        json.dumps({"prompt": "three", "model": "", "score": 1}),
+        json.dumps({"prompt": "three", "model": "b", "score": 1, "output_tokens": -4}),
+        json.dumps({"prompt": "one", "model": "stranger", "score": 1}),
+        "{not json",
+        "[1, 2]",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    table = read_outcomes([path], models=["a", "b"])
+    assert table.score[0, 1] == 0.5
+    assert np.isnan(table.output_tokens[2, 1])
+    assert table.report.records == 14
+    assert table.report.used == 4
+    assert dict(table.report.problems) == {
+        "duplicates of a prompt and model (merged)": 2,
+        "prompts and models with conflicting scores (averaged)": 1,
+        "with a score outside 0..1 (left out)": 2,
+        "without a score": 1,
+        "without a prompt": 1,
+        "without a model": 1,
+        "with output_tokens that is not a number of zero or more (ignored)": 1,
+        "of a model that is not asked for (left out)": 1,
+        "unreadable": 2,
+    }
+    report = "\n".join(table.report.lines())
+    assert "odd.jsonl:6" in report
+    assert "stranger" in report
+
+
+def test_messages_are_prompts_too(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    lines = write(tmp_path / "m.jsonl", [{"messages": messages, "model": "a", "score": True}])
+    cells = write(tmp_path / "m.csv", [{"messages": json.dumps(messages), "model": "b", "score": "false"}])
+    table = read_outcomes([lines, cells])
+    assert table.prompts == (messages,)
+    np.testing.assert_array_equal(table.score, [[1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "p", "model": "a", "scores": 1}], "no column score; is it 'scores'"),
+        ([{"promt": "p", "model": "a", "score": 1}], "no column prompt or messages; is it 'promt'"),
+        ([{"prompt": "p", "model": "a", "score": 3}], "none of 1 records is a usable outcome"),
+    ],
+)
+def test_missing_columns_name_the_likely_one(tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_outcomes([write(tmp_path / "bad.jsonl", rows)])
+
+
+def test_files_that_are_not_outcomes(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no file"):
+        read_outcomes([tmp_path / "nowhere.csv"])
+    (tmp_path / "a.pickle").write_bytes(b"")
+    with pytest.raises(InputError, match=r"'\.pickle'"):
+        read_outcomes([tmp_path / "a.pickle"])
+    (tmp_path / "a.parquet").write_bytes(b"PAR")
+    with pytest.raises(InputError, match="not a readable Parquet"):
+        read_outcomes([tmp_path / "a.parquet"])
+    (tmp_path / "a.db").write_bytes(b"not a database at all, but long enough to be looked at" * 9)
+    with pytest.raises(InputError, match="not a readable ledger"):
+        read_outcomes([tmp_path / "a.db"])
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    with pytest.raises(InputError, match="the file is empty"):
+        read_outcomes([tmp_path / "empty.jsonl"])
+
+
+def test_a_model_without_outcomes_is_named(tmp_path: Path) -> None:
+    table = read_outcomes([write(tmp_path / "o.jsonl", ROWS)])
+    assert table.with_models(["b"]).score[0, 0] == 0.25
+    with pytest.raises(InputError, match=r"'c'.*a, b"):
+        table.with_models(["c"])
+
+
+def test_twins_share_a_key_and_messages_differ_by_content() -> None:
+    assert prompt_key("What  is\nthis?") == prompt_key("what is this?")
+    assert prompt_key([{"role": "user", "content": "a"}]) != prompt_key([{"role": "user", "content": "b"}])
+
+
+def test_a_million_records_stay_within_memory() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    records = (
+        (f"row {row}", {"prompt": f"prompt {row // 10} " * 5, "model": f"model {row % 10}", "score": row % 2})
+        for row in range(1_000_000)
+    )
+    table = Gatherer().add_all(records).table()
+    assert table.score.shape == (100_000, 10)
+    assert table.report.used == 1_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000

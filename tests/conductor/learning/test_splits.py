@@ -1,0 +1,52 @@
+"""Splits: disjoint, covering, stable under reordering, and twins never on both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onebeat.conductor.learning.splits import folds, hold_out_groups, split_prompts
+from onebeat.engine.errors import InputError
+
+PROMPTS = [f"prompt number {i}" for i in range(200)]
+GROUPS = ["x" if i % 4 else "y" for i in range(200)]
+
+
+@given(st.integers(0, 50), st.permutations(range(200)))
+def test_a_prompts_side_depends_on_its_hash_alone(seed: int, order: list[int]) -> None:
+    split = split_prompts(PROMPTS, GROUPS, seed=seed)
+    shuffled = split_prompts([PROMPTS[i] for i in order], [GROUPS[i] for i in order], seed=seed)
+    assert {PROMPTS[i] for i in split.test} == {PROMPTS[order[i]] for i in shuffled.test}
+    assert sorted([*split.fit, *split.test]) == list(range(200))
+
+
+def test_every_source_gives_its_share_and_twins_stay_together() -> None:
+    prompts = [*PROMPTS, *(f"  PROMPT  number {i}" for i in range(200))]
+    split = split_prompts(prompts, GROUPS * 2, test_share=0.3, seed=1)
+    held = set(split.test.tolist())
+    assert all((i in held) == (i + 200 in held) for i in range(200))
+    assert sum(GROUPS[i % 200] == "y" for i in held) == 2 * 15
+    assert "seed 1" in split.name
+
+
+def test_folds_cover_once_and_whole_groups_stay_whole() -> None:
+    parts = folds(PROMPTS, GROUPS, 5)
+    assert sorted(np.concatenate(parts)) == list(range(200))
+    assert {len(part) for part in parts} == {40}
+    subjects = [f"subject {i % 7}" for i in range(200)]
+    for part in folds(PROMPTS, subjects, 3, whole_groups=True):
+        inside = {subjects[i] for i in part}
+        assert all(i in part for i in range(200) if subjects[i] in inside)
+
+
+def test_holding_out_sources() -> None:
+    split = hold_out_groups(GROUPS, ["y"])
+    assert {GROUPS[i] for i in split.test} == {"y"}
+    with pytest.raises(InputError, match=r"'z'.*x, y"):
+        hold_out_groups(GROUPS, ["z"])
+    with pytest.raises(InputError, match="nothing to fit on"):
+        hold_out_groups(GROUPS, ["x", "y"])
+    with pytest.raises(InputError, match=r"1\.5"):
+        split_prompts(PROMPTS, GROUPS, test_share=1.5)
