@@ -158,16 +158,27 @@ class Head:
 
     def score_in_bulk(self, features: Array) -> tuple[Array, Array]:
         """As `score` within float32 rounding, by matrix products: for judging thousands of prompts at once."""
+        logits, lengths = self.uncalibrated(features)
+        return self._finish(logits, lengths)
+
+    def uncalibrated(self, features: Array) -> tuple[Array, Array]:
+        """In bulk: what calibration turns into quality [n, M], and log output tokens [n, M]."""
         self._check_features(features)
-        normed = (features - self.mean) * self.inverse_scale
-        inner = normed
-        if self.hidden_weight is not None and self.hidden_bias is not None:
-            inner = self._activated(_single(normed @ self.hidden_weight.T + self.hidden_bias))
-        logits = _single(inner @ self.quality_weight.T + self.quality_bias)
-        if self.skip is not None:
-            logits = _single(logits + normed @ self.skip.T)
-        read = inner if self.kind == "kernel" else normed
-        return self._finish(logits, _single(read @ self.length_weight.T + self.length_bias))
+        logits = np.empty((features.shape[0], len(self.columns)), np.float32)
+        lengths = np.empty_like(logits)
+        # By parts: a kernel of 3,000 landmarks needs 12 KB a row.
+        for start in range(0, len(features), 4096):
+            part = slice(start, start + 4096)
+            normed = (features[part] - self.mean) * self.inverse_scale
+            inner = normed
+            if self.hidden_weight is not None and self.hidden_bias is not None:
+                inner = self._activated(_single(normed @ self.hidden_weight.T + self.hidden_bias))
+            logits[part] = inner @ self.quality_weight.T + self.quality_bias
+            if self.skip is not None:
+                logits[part] += normed @ self.skip.T
+            read = inner if self.kind == "kernel" else normed
+            lengths[part] = read @ self.length_weight.T + self.length_bias
+        return logits, lengths
 
     def _activated(self, hidden: Array) -> Array:
         """What the last layer reads of a hidden state [..., K]: itself, its gelu, or its nearness [..., P] to the

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,8 @@ MIN_ROWS = 30
 FOLDS = 5
 
 
-def calibrate(
-    logits: NDArray[np.floating], score: NDArray[np.floating], names: Sequence[str]
-) -> dict[str, object] | None:
-    """The `calibration` of router.json for [n, M] out-of-fold logits and scores (NaN: unknown), or None for identity."""
+def calibrate(logits: NDArray[Any], score: NDArray[Any], names: Sequence[str]) -> dict[str, object] | None:
+    """The `calibration` of router.json for [n, M] out-of-fold logits and scores (NaN: unknown); None is identity."""
     columns = {}
     for column, name in enumerate(names):
         known = np.isfinite(score[:, column])

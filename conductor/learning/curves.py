@@ -62,7 +62,7 @@ class Curve:
 def dial_positions(count: int = 101) -> Doubles:
     """Tradeoffs from 0 to 1 at which a dollar's weight, (1 - t) / t, is spread evenly in its logarithm."""
     price = np.logspace(3.5, -4, count - 2)
-    return np.r_[0.0, 1.0 / (1.0 + price), 1.0]
+    return np.asarray(np.r_[0.0, 1.0 / (1.0 + price), 1.0])
 
 
 def choose(quality: Doubles, cost_usd: Doubles, tradeoff: float, reference_cost_usd: float) -> Choices:
@@ -71,7 +71,7 @@ def choose(quality: Doubles, cost_usd: Doubles, tradeoff: float, reference_cost_
     hopeless = quality < HOPELESS_SHARE * quality.max(1, keepdims=True)
     utility = np.where(hopeless, -np.inf, utility)
     best = utility >= utility.max(1, keepdims=True)
-    return np.argmin(np.where(best, cost_usd, np.inf), axis=1).astype(np.int64)
+    return np.asarray(np.argmin(np.where(best, cost_usd, np.inf), axis=1), np.int64)
 
 
 def reference_cost(cost_usd: Doubles) -> float:

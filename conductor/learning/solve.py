@@ -1,7 +1,8 @@
 """The numerical core of fitting: what minimises the loss, for each kind of head.
 
-Enters: standardised features `x [n, F]`, scores `[n, M]` in 0..1 with NaN where unknown, weights `[n, M]`. Leaves: weight
-arrays as `engine.head` names them. Deterministic for a seed and a thread count. Knows nothing of prompts or files.
+Enters: standardised features `x [n, F]`, scores `[n, M]` in 0..1 with NaN where unknown, weights `[n, M]`. Leaves:
+weight arrays as `engine.head` names them. Deterministic for a seed and a thread count. Knows nothing of prompts or
+files.
 
 Loss, per observed cell: cross-entropy with the (possibly fractional) score; plus `pairwise` times the logistic loss of
 the difference between two models' logits on one prompt, wherever their scores differ. Routing depends on differences
@@ -26,7 +27,7 @@ CHUNK_ROWS = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to fit a head. The defaults are those that validated best on the public outcomes (see bench/LOG.md)."""
+    """How to fit a head of one kind; `fit.RECIPES` is what is tried by default."""
 
     kind: str = "linear"
     l2: float = 0.1
@@ -34,7 +35,9 @@ class Recipe:
     shared_l2_share: float = 0.25
     """The direction that all models share is penalised this much less: it is estimated from all of them."""
     width: int = 32
-    """Hidden units of an mlp, or rank of a low-rank head."""
+    """Hidden units of an mlp, or rank of a low-rank or kernel head."""
+    gamma: float = 1.0
+    """A kernel's decay over the median distance of two prompts."""
     pairwise: float = 0.0
     """Weight of the between-models loss."""
     dropout: float = 0.3
@@ -48,6 +51,8 @@ class Recipe:
         """A short name for tables and provenance."""
         if self.kind == "linear":
             return f"linear l2={self.l2:g} pairwise={self.pairwise:g}"
+        if self.kind == "kernel":
+            return f"kernel rank={self.width} gamma={self.gamma:g}"
         return f"{self.kind} {self.members}x{self.width} l2={self.l2:g} pairwise={self.pairwise:g}"
 
 
@@ -140,7 +145,7 @@ def _linear(x: Floats, score: Floats, weight: Floats, recipe: Recipe) -> dict[st
     parameters = [shared, own, bias]
     total = float(weight.sum())
     optimiser = torch.optim.LBFGS(
-        parameters, max_iter=200, tolerance_grad=1e-6, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+        parameters, max_iter=80, tolerance_grad=1e-6, tolerance_change=1e-8, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
@@ -152,8 +157,9 @@ def _linear(x: Floats, score: Floats, weight: Floats, recipe: Recipe) -> dict[st
             part.backward()  # type: ignore[no-untyped-call]
             value = value + part.detach()
         penalty = 0.5 * recipe.l2 * (own.square().sum() / models + recipe.shared_l2_share * shared.square().sum())
-        penalty.backward()  # type: ignore[no-untyped-call]
-        return value + penalty.detach()
+        penalty.backward()
+        total_value: Tensor = value + penalty.detach()
+        return total_value
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     held = (own + shared).detach().numpy()
@@ -192,7 +198,7 @@ def _network(x: Floats, score: Floats, weight: Floats, recipe: Recipe, seed: int
                 logits = logits + states @ skip.T
             optimiser.zero_grad()
             value = loss(logits, scores, weights, recipe.pairwise) / (len(states) * mean_weight)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             optimiser.step()
             schedule.step()
     held = {"hidden.weight": inner, "hidden.bias": inner_bias, "quality.weight": outer, "quality.bias": bias}

@@ -1,0 +1,173 @@
+"""How good a router is, in the field's own measures, each exactly as its authors define it.
+
+Enters: predictions, scores and costs, or a `Curve`. Leaves: numbers. Knows no files and no heads.
+
+- AUC overall is the mean over models of each one's own AUC; AUC within source is the mean over models and sources
+  of the same inside one source: the honest one, because telling benchmarks apart is easy and earns it nothing.
+- PGR, APGR, CPT: RouteLLM (Ong et al., arXiv 2406.18665). Two models; 11 thresholds at the deciles of the predicted
+  advantage of the strong one; APGR is the trapezoid area of PGR over the share of strong calls; CPT(x) the share of
+  strong calls at which PGR reaches x, interpolated linearly.
+- AIQ: RouterBench (Hu et al., arXiv 2403.12031). The area under the non-decreasing convex hull of (cost, quality),
+  extended flat to the largest cost among the routers compared, divided by that cost. Their code starts the area at
+  the cheapest point, and so do we.
+- Arena score: RouterArena (Lu et al., arXiv 2510.00202), beta 0.1, costs from 0.0044 to 200 USD per thousand requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Doubles = NDArray[np.float64]
+
+
+def auc(predicted: NDArray[Any], score: NDArray[Any]) -> float | None:
+    """The chance that a success is ranked above a failure, ties half; fractional scores count as both. None: one class.
+
+    Any shape; all cells are pooled, and those whose score is NaN left out.
+    """
+    known = np.isfinite(score)
+    return _auc(np.asarray(predicted, np.float64)[known], np.asarray(score, np.float64)[known])
+
+
+def auc_per_model(predicted: NDArray[Any], score: NDArray[Any]) -> list[float | None]:
+    """[M] each column's own AUC."""
+    return [auc(predicted[:, column], score[:, column]) for column in range(score.shape[1])]
+
+
+def auc_overall(predicted: NDArray[Any], score: NDArray[Any]) -> float | None:
+    """The mean of the models' own AUCs. None: no model has both classes."""
+    return _mean(auc_per_model(predicted, score))
+
+
+def auc_within(predicted: NDArray[Any], score: NDArray[Any], groups: Sequence[str]) -> float | None:
+    """The mean over models and sources of the AUC of one model inside one source. None: nowhere both classes."""
+    names = np.asarray(groups)
+    held: list[float | None] = []
+    for name in np.unique(names):
+        held += auc_per_model(predicted[names == name], score[names == name])
+    return _mean(held)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    held = [value for value in values if value is not None]
+    return sum(held) / len(held) if held else None
+
+
+def _auc(predicted: Doubles, score: Doubles) -> float | None:
+    right, wrong = score.sum(), (1.0 - score).sum()
+    # A fractional score s is s of a success and 1 - s of a failure at one rank, which must not be compared to itself.
+    itself = float((score * (1.0 - score)).sum())
+    pairs = right * wrong - itself
+    if pairs <= 1e-12:
+        return None
+    values, inverse = np.unique(predicted, return_inverse=True)
+    successes = np.bincount(inverse, score, len(values))
+    failures = np.bincount(inverse, 1.0 - score, len(values))
+    below = np.cumsum(failures) - failures
+    return float(((successes * (below + 0.5 * failures)).sum() - 0.5 * itself) / pairs)
+
+
+def calibration_error(predicted: NDArray[Any], score: NDArray[Any], bins: int = 15) -> float:
+    """Expected calibration error: over bins of equally many cells, the mean gap between prediction and outcome."""
+    known = np.isfinite(score)
+    quality, outcome = np.asarray(predicted, np.float64)[known], np.asarray(score, np.float64)[known]
+    parts = np.array_split(np.argsort(quality, kind="stable"), min(bins, len(quality)))
+    return float(sum(abs(quality[part].sum() - outcome[part].sum()) for part in parts) / len(quality))
+
+
+def routellm(
+    advantage: NDArray[Any], weak: NDArray[Any], strong: NDArray[Any], points: int = 10
+) -> dict[str, float | None]:
+    """APGR, CPT(50) and CPT(80) of routing to the strong model where `advantage` is high.
+
+    Args:
+        advantage: [n] predicted win rate, or any score that grows with the worth of the strong model.
+        weak, strong: [n] actual scores.
+        points: equally filled bins; their edges are the thresholds.
+
+    CPT is None where PGR never reaches it.
+    """
+    edges = np.quantile(advantage, np.linspace(0.0, 1.0, points + 1))
+    calls, quality = [], []
+    for position, edge in enumerate(edges):
+        chosen = advantage >= edge if position < points else advantage > edge
+        calls.append(chosen.mean())
+        quality.append(np.where(chosen, strong, weak).mean())
+    order = np.argsort(calls, kind="stable")
+    share, reached = np.asarray(calls)[order], np.asarray(quality)[order]
+    low, high = float(np.mean(weak)), float(np.mean(strong))
+    if high <= low:
+        return {"apgr": None, "cpt50": None, "cpt80": None}
+    gap = (reached - low) / (high - low)
+    return {
+        "apgr": float(np.trapezoid(gap, share)),
+        "cpt50": _calls_to_reach(gap, share, 0.5),
+        "cpt80": _calls_to_reach(gap, share, 0.8),
+    }
+
+
+def _calls_to_reach(gap: Doubles, share: Doubles, wanted: float) -> float | None:
+    """As `numpy.interp(wanted, gap, share)` where `gap` ascends; where it wavers, the first crossing."""
+    above = np.flatnonzero(gap >= wanted)
+    if not len(above):
+        return None
+    first = int(above[0])
+    if first == 0 or gap[first] == gap[first - 1]:
+        return float(share[first])
+    part = (wanted - gap[first - 1]) / (gap[first] - gap[first - 1])
+    return float(share[first - 1] + part * (share[first] - share[first - 1]))
+
+
+def hull(cost: Doubles, quality: Doubles) -> tuple[Doubles, Doubles]:
+    """The non-decreasing upper convex hull of (cost, quality), ascending."""
+    order = np.lexsort((-quality, cost))
+    points: list[tuple[float, float]] = []
+    for x, y in zip(cost[order], quality[order], strict=True):
+        if points and (x == points[-1][0] or y <= points[-1][1]):
+            continue
+        while len(points) > 1 and _turns_up(points[-2], points[-1], (x, y)):
+            points.pop()
+        points.append((float(x), float(y)))
+    held = np.asarray(points)
+    return held[:, 0], held[:, 1]
+
+
+def _turns_up(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    return (b[1] - a[1]) * (c[0] - b[0]) <= (c[1] - b[1]) * (b[0] - a[0])
+
+
+def aiq(cost: Doubles, quality: Doubles, largest_cost: float | None = None) -> float:
+    """RouterBench's average improvement in quality. `largest_cost`: over all routers compared; ours by default."""
+    costs, qualities = hull(cost, quality)
+    end = max(float(costs[-1]), largest_cost or 0.0)
+    if end <= 0:
+        return float(qualities[-1])
+    area = np.trapezoid(np.r_[qualities, qualities[-1]], np.r_[costs, end])
+    return float(area / end)
+
+
+def arena_score(quality: float, cost_usd_per_thousand: float) -> float:
+    """RouterArena's score of one operating point, in 0..1. Costs outside their range count as its ends."""
+    beta, dearest, cheapest = 0.1, 200.0, 0.0044
+    cost = min(max(cost_usd_per_thousand, cheapest), dearest)
+    thrift = (math.log2(dearest) - math.log2(cost)) / (math.log2(dearest) - math.log2(cheapest))
+    if quality <= 0.0 or thrift <= 0.0:
+        return 0.0
+    return (1 + beta) * quality * thrift / (beta * quality + thrift)
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float | None], rows: int, *, repeats: int = 200, seed: int = 0
+) -> tuple[float, float] | None:
+    """The central 95 % of `statistic` over resampled prompts; None when it is undefined on more than half of them."""
+    random = np.random.default_rng(seed)
+    held = [value for _ in range(repeats) if (value := statistic(random.integers(0, rows, rows))) is not None]
+    if len(held) <= repeats // 2:
+        return None
+    low, high = np.quantile(held, [0.025, 0.975])
+    return float(low), float(high)
