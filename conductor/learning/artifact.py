@@ -1,0 +1,77 @@
+"""A fitted head on disk: router.json and router_head.safetensors, written whole or not at all.
+
+Enters: tensors and a description. Leaves: two files in a folder, and with a backbone linked beside them a router that
+`Router.from_pretrained` loads. Knows the format, not how anything was fitted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from onebeat.engine.errors import FormatError, InputError
+from onebeat.engine.head import Head
+from onebeat.engine.router_config import RouterConfig
+
+DESCRIPTION, TENSORS = "router.json", "router_head.safetensors"
+BACKBONE_PATTERNS = ("config.json", "tokenizer*.json", "special_tokens_map.json", "*.safetensors", "*.index.json")
+HALF_PRECISION = ("kernel.landmarks",)
+
+
+def write_head(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Checks both parts as a reader would, then puts them in `folder`. Raises as the readers do."""
+    config = RouterConfig.from_json(dict(description))
+    stored = {
+        name: np.ascontiguousarray(value, np.float16 if name in HALF_PRECISION else np.float32)
+        for name, value in tensors.items()
+    }
+    Head.from_tensors(
+        stored,
+        kind=config.head.kind,
+        columns=[column.name for column in config.columns],
+        features=len(stored["norm.mean"]),
+        calibration=config.calibration,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".half-") as half:
+        save_file(stored, Path(half) / TENSORS)
+        text = msgspec.json.format(msgspec.json.encode(description), indent=2)
+        (Path(half) / DESCRIPTION).write_bytes(text + b"\n")
+        for name in (TENSORS, DESCRIPTION):
+            (Path(half) / name).replace(folder / name)
+
+
+def read_head(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The description as plain JSON, and the tensors. Raises `FormatError` for what is missing or foreign."""
+    RouterConfig.load(folder)
+    path = folder / TENSORS
+    if not path.is_file():
+        raise FormatError(f"{folder} has a {DESCRIPTION} but no {TENSORS}; fit the head with `onebeat train`.")
+    return msgspec.json.decode((folder / DESCRIPTION).read_bytes()), dict(load_file(path))
+
+
+def link_backbone(source: Path, folder: Path) -> None:
+    """Puts the backbone's files beside the head: hard links where the file system allows it, copies elsewhere."""
+    if source.resolve() == folder.resolve():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in BACKBONE_PATTERNS:
+        for path in source.glob(pattern):
+            target = folder / path.name
+            if path.name in (DESCRIPTION, TENSORS) or (target.exists() and target.samefile(path)):
+                continue
+            if target.exists():
+                raise InputError(f"{target} is there and is not that of {source}; choose an empty folder.")
+            try:
+                os.link(path.resolve(), target)
+            except OSError:
+                shutil.copyfile(path, target)

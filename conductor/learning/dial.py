@@ -1,0 +1,192 @@
+"""A dial that means something: which tradeoff gives "95 % of the best model's quality" or "0.40 USD per thousand".
+
+Enters: judged validation prompts (out-of-fold predictions). Leaves: the table that router.json keeps under
+`fitted.dial`, and from it the tradeoff for a target, with the interval in which it should hold. Knows no head.
+
+The table is solved on validation prompts only. Its intervals are those of the mean over all prompts of that kind (95 %,
+bootstrap); what a particular thousand requests will show varies by their own number as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onebeat.conductor.learning.curves import Choices, Doubles, Judged, choose, dial_positions
+from onebeat.engine.errors import ConstraintError, InputError
+
+POSITIONS = 41
+BOOTSTRAPS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked of the dial: one of the two."""
+
+    share_of_best: float | None = None
+    """Of the best single model's mean quality."""
+    usd_per_thousand: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A dial position and what it is expected to give."""
+
+    tradeoff: float
+    share_of_best: float
+    share_interval: tuple[float, float]
+    usd_per_thousand: float
+    usd_interval: tuple[float, float]
+
+
+def parse_target(text: str) -> Target:
+    """`95%` or `0.95` is a share of the best model's quality; `0.40 usd` or `$0.40` dollars per thousand requests.
+
+    Raises `InputError` for anything else.
+    """
+    cleaned = text.strip().lower()
+    number = re.search(r"\d+(?:\.\d+)?", cleaned)
+    if number is not None:
+        value = float(number[0])
+        if "usd" in cleaned or "$" in cleaned or "dollar" in cleaned:
+            return Target(usd_per_thousand=value)
+        share = value / 100 if "%" in cleaned else value
+        if 0 < share <= 1.2:
+            return Target(share_of_best=share)
+    raise InputError(f"target is {text!r}; write a share of the best model's quality (95%) or dollars (0.40 usd).")
+
+
+def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[str, object]:
+    """The table for `fitted.dial`: what each position gives on these prompts, beside the best single model."""
+    best = int(np.argmax(judged.score.mean(0)))
+    positions = dial_positions(POSITIONS)
+    rows = np.arange(len(judged.score))
+    scores, dollars = [], []
+    for tradeoff in positions:
+        chosen = choose(judged.quality, judged.predicted_cost_usd, float(tradeoff), reference_cost_usd)
+        scores.append(judged.score[rows, chosen])
+        dollars.append(judged.cost_usd[rows, chosen])
+    quality, cost = np.stack(scores), np.stack(dollars)  # [P, n]
+    samples = _samples(len(rows), seed)
+    best_score = judged.score[:, best]
+    share_ends = _ends(np.stack([quality[:, s].mean(1) / max(best_score[s].mean(), 1e-9) for s in samples]))
+    cost_ends = _ends(np.stack([1e3 * cost[:, s].mean(1) for s in samples]))
+    points = [
+        {
+            "tradeoff": float(f"{tradeoff:.6g}"),
+            "quality": _round(quality[index].mean()),
+            "share_of_best": _round(quality[index].mean() / max(best_score.mean(), 1e-9)),
+            "share_interval": [_round(end) for end in share_ends[:, index]],
+            "usd_per_thousand": _round(1e3 * cost[index].mean()),
+            "usd_interval": [_round(end) for end in cost_ends[:, index]],
+        }
+        for index, tradeoff in enumerate(positions)
+    ]
+    return {
+        "best_model": judged.models[best],
+        "best_quality": _round(best_score.mean()),
+        "best_usd_per_thousand": _round(1e3 * judged.cost_usd[:, best].mean()),
+        "prompts": len(rows),
+        "points": points,
+    }
+
+
+def setting(dial: Mapping[str, Any], target: Target) -> Setting:
+    """The cheapest position that meets a share, or the best one within the dollars.
+
+    Raises `ConstraintError` where no position does, with the nearest that comes close.
+    """
+    points: Sequence[Mapping[str, Any]] = dial.get("points") or ()
+    if not points:
+        raise InputError("this router.json holds no solved dial; fit it with `onebeat train` on outcomes with costs.")
+    if target.share_of_best is not None:
+        fitting = [point for point in points if point["share_of_best"] >= target.share_of_best]
+        if not fitting:
+            most = max(points, key=lambda point: point["share_of_best"])
+            raise ConstraintError(
+                f"{100 * target.share_of_best:g} % of {dial['best_model']}'s quality is out of reach: the most is "
+                f"{100 * most['share_of_best']:.1f} % at tradeoff {most['tradeoff']:g}; ask for less."
+            )
+        return _setting(min(fitting, key=lambda point: point["usd_per_thousand"]))
+    budget = target.usd_per_thousand or 0.0
+    fitting = [point for point in points if point["usd_per_thousand"] <= budget]
+    if not fitting:
+        least = min(points, key=lambda point: point["usd_per_thousand"])
+        raise ConstraintError(
+            f"{budget:g} USD per thousand is out of reach: the least is {least['usd_per_thousand']:.4g} at tradeoff "
+            f"{least['tradeoff']:g}; allow more."
+        )
+    return _setting(max(fitting, key=lambda point: (point["quality"], -point["usd_per_thousand"])))
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A setting, held against other prompts."""
+
+    target: Target
+    setting: Setting
+    measured_share: float
+    measured_share_interval: tuple[float, float]
+    measured_usd_per_thousand: float
+    measured_usd_interval: tuple[float, float]
+
+    @property
+    def holds(self) -> bool:
+        """Whether what was promised and what was measured agree within their intervals together."""
+        promised, measured = self.setting.share_of_best, self.measured_share
+        ends, seen = self.setting.share_interval, self.measured_share_interval
+        if self.target.usd_per_thousand is not None:
+            promised, measured = self.setting.usd_per_thousand, self.measured_usd_per_thousand
+            ends, seen = self.setting.usd_interval, self.measured_usd_interval
+        return abs(promised - measured) <= float(np.hypot(ends[1] - ends[0], seen[1] - seen[0])) / 2 + 1e-9
+
+
+def check(
+    dial: Mapping[str, Any], target: Target, judged: Judged, reference_cost_usd: float, *, seed: int = 0
+) -> Check:
+    """Measures a target's setting on prompts that the dial was not solved on."""
+    found = setting(dial, target)
+    chosen = choose(judged.quality, judged.predicted_cost_usd, found.tradeoff, reference_cost_usd)
+    rows = np.arange(len(judged.score))
+    score, dollars = judged.score[rows, chosen], 1e3 * judged.cost_usd[rows, chosen]
+    name = dial["best_model"]
+    best = judged.score[:, judged.models.index(name)] if name in judged.models else judged.score.max(1)
+    samples = _samples(len(rows), seed)
+    shares = np.array([score[s].mean() / max(best[s].mean(), 1e-9) for s in samples])[:, None]
+    costs = np.array([dollars[s].mean() for s in samples])[:, None]
+    return Check(
+        target,
+        found,
+        float(score.mean() / max(best.mean(), 1e-9)),
+        _pair(_ends(shares)[:, 0]),
+        float(dollars.mean()),
+        _pair(_ends(costs)[:, 0]),
+    )
+
+
+def _samples(rows: int, seed: int) -> list[Choices]:
+    random = np.random.default_rng(seed)
+    return [random.integers(0, rows, rows) for _ in range(BOOTSTRAPS)]
+
+
+def _ends(values: Doubles) -> Doubles:
+    """[B, P] bootstrap values to [2, P] ends of the central 95 %."""
+    return np.asarray(np.quantile(values, [0.025, 0.975], axis=0))
+
+
+def _pair(values: Doubles) -> tuple[float, float]:
+    return float(values[0]), float(values[1])
+
+
+def _setting(point: Mapping[str, Any]) -> Setting:
+    low, high = point["share_interval"]
+    least, most = point["usd_interval"]
+    return Setting(point["tradeoff"], point["share_of_best"], (low, high), point["usd_per_thousand"], (least, most))
+
+
+def _round(value: float) -> float:
+    return float(f"{float(value):.5g}")

@@ -1,0 +1,144 @@
+"""`onebeat train`: fits a head on graded outcomes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onebeat.engine.errors import InputError
+
+if TYPE_CHECKING:
+    from onebeat.conductor.learning.fit import TapName
+    from onebeat.conductor.learning.train import Result
+
+EXAMPLE = """example:
+  onebeat train outcomes.jsonl --prices prices.json --output my-router
+  onebeat eval outcomes.jsonl --router my-router --html report.html
+
+Each outcome is {"prompt": ..., "model": ..., "score": 0..1} with, where known, input_tokens, output_tokens,
+cost_usd, latency_ms, group, time, weight. prices.json maps each model to its list price:
+  {"gpt-4o": {"input_usd_per_million": 2.5, "output_usd_per_million": 10}}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `onebeat train`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLE
+    add = parser.add_argument
+    add("outcomes", nargs="+", type=Path, help="files of outcomes: .jsonl, .csv, .parquet, or the gateway's ledger")
+    add("--output", type=Path, required=True, help="folder for the router")
+    add("--backbone", default="default", help="folder of the backbone; default: the default router's")
+    add("--prices", type=Path, help="JSON list of prices; where a model is missing they are worked out from cost_usd")
+    add("--models", help="comma-separated columns; default: all models. Others are learnt from, then dropped")
+    add("--only-these", action="store_true", help="do not learn from models that are not columns")
+    add("--taps", action="append", help="layers to tap together, as 20 or 15,20,25; repeat to compare several")
+    add("--pooling", choices=["mean", "last"], default="mean", help="how a layer's states become one vector")
+    add("--template", default="{prompt}", help='text around the prompt, or "chat" for the chat template')
+    add("--max-prompt-tokens", type=int, default=2048, help="longer prompts lose their middle (default %(default)s)")
+    add("--precision", choices=["int8", "bfloat16", "float32"], default="int8", help="as it will be served")
+    add("--recipe", action="append", help="only this kind of head (kernel, linear, low_rank, mlp); may be repeated")
+    add("--test-share", type=float, default=0.3, help="share of each source held out for judging (default %(default)s)")
+    add("--hold-out", action="append", default=[], metavar="GROUP", help="hold out this whole source instead")
+    add("--use-everything", action="store_true", help="after judging, fit once more with the held-out prompts")
+    add("--seed", type=int, default=0, help="of the split and the fit (default %(default)s)")
+    add("--name", help="the router's name; default: that of the output folder")
+    add("--head-only", action="store_true", help="write router.json and router_head.safetensors, no backbone")
+    add("--cache", type=Path, help="folder for features, so that a second run is quick; default: the user's cache")
+    add("--fleet", type=Path, help="fleet.toml to hold the columns against")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fits, writes the router and prints how good it is."""
+    from onebeat.conductor.learning import fit
+    from onebeat.conductor.learning.costs import read_prices
+    from onebeat.conductor.learning.solve import Recipe
+    from onebeat.conductor.learning.train import Job, train
+    from onebeat.engine.default_router import CACHE_FOLDER, default_router_path
+
+    recipes: tuple[Recipe, ...] = fit.RECIPES
+    if args.recipe:
+        recipes = tuple(recipe for recipe in (*fit.RECIPES, *fit.NETWORKS) if recipe.kind in args.recipe)
+        if not recipes:
+            kinds = sorted({recipe.kind for recipe in (*fit.RECIPES, *fit.NETWORKS)})
+            raise InputError(f"--recipe is {', '.join(args.recipe)}; it is one of {', '.join(kinds)}.")
+    job = Job(
+        files=tuple(args.outcomes),
+        backbone=default_router_path() if args.backbone == "default" else Path(args.backbone),
+        output=args.output,
+        today=datetime.now(UTC).date().isoformat(),
+        prices=read_prices(args.prices) if args.prices else {},
+        models=tuple(name.strip() for name in args.models.split(",")) if args.models else (),
+        tap_sets=tuple(_taps(text, args.pooling) for text in args.taps or ()),
+        recipes=recipes,
+        template=args.template,
+        max_prompt_tokens=args.max_prompt_tokens,
+        precision=args.precision,
+        test_share=args.test_share,
+        held_out_groups=tuple(args.hold_out),
+        seed=args.seed,
+        use_everything=args.use_everything,
+        head_only=args.head_only,
+        name=args.name,
+        cache_folder=args.cache or CACHE_FOLDER / "features",
+        auxiliary=not args.only_these,
+    )
+    result = train(job, lambda line: print(line, file=sys.stderr, flush=True))
+    for warning in [*result.warnings, *_against_fleet(args.fleet, result)]:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(text(result))
+    print(f"written: {args.output}")
+    return 0
+
+
+def text(result: Result) -> str:
+    """The summary that `onebeat train` prints."""
+    fitted = result.description["fitted"]
+    test, dial = fitted["test"], fitted["dial"]
+    lines = [
+        f"{fitted['recipe']}, {len(result.description['columns'])} columns, {fitted['prompts']} prompts, "
+        f"{fitted['outcomes']} outcomes",
+        f"split: {fitted['split']['name']}",
+    ]
+    if test:
+        lines.append(
+            f"held out ({test['prompts']} prompts): AUC {_shown(test['auc'])}, within source "
+            f"{_shown(test['auc_within_source'])}, calibration error {_shown(test['calibration_error'])}"
+        )
+        lines += [f"  {_shown(value):>6}  {name}" for name, value in test["auc_per_model"].items()]
+    lines.append(
+        f"best single model: {dial['best_model']} at {dial['best_quality']:.3f} for "
+        f"${dial['best_usd_per_thousand']:.3f} per thousand (out of fold)"
+    )
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _taps(text: str, pooling: str) -> tuple[TapName, ...]:
+    try:
+        return tuple((int(layer), pooling) for layer in text.split(","))
+    except ValueError:
+        raise InputError(f"--taps is {text!r}; give layer numbers such as 20 or 15,20,25.") from None
+
+
+def _against_fleet(path: Path | None, result: Result) -> list[str]:
+    """Columns that no model of the fleet uses, and fleet models that have no column."""
+    if path is None:
+        return []
+    from onebeat.conductor.fleet_file import load_fleet
+
+    fleet = load_fleet(path)
+    scored = {model.scored_as or name for name, model in fleet.models.items()}
+    columns = [column["name"] for column in result.description["columns"]]
+    unused = [f"column {name} is scored by no model of {path.name}" for name in columns if name not in scored]
+    return unused + [
+        f"{name} of {path.name} is scored as {model.scored_as or name}, for which there is no column"
+        for name, model in fleet.models.items()
+        if (model.scored_as or name) not in columns
+    ]
