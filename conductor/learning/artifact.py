@@ -24,14 +24,15 @@ from onebeat.engine.router_config import RouterConfig
 
 DESCRIPTION, TENSORS = "router.json", "router_head.safetensors"
 BACKBONE_PATTERNS = ("config.json", "tokenizer*.json", "special_tokens_map.json", "*.safetensors", "*.index.json")
-HALF_PRECISION = ("kernel.landmarks",)
+HALF_PRECISION = ("kernel.landmarks", "hidden.weight")
 
 
 def write_head(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
     """Checks both parts as a reader would, then puts them in `folder`. Raises as the readers do."""
     config = RouterConfig.from_json(dict(description))
+    halved = HALF_PRECISION if config.head.kind == "kernel" else ()
     stored = {
-        name: np.ascontiguousarray(value, np.float16 if name in HALF_PRECISION else np.float32)
+        name: np.ascontiguousarray(value, np.float16 if name in halved else np.float32)
         for name, value in tensors.items()
     }
     Head.from_tensors(

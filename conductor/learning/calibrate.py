@@ -14,20 +14,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 Doubles = NDArray[np.float64]
+LEAST, MOST = 0.02, 0.98
+"""A kernel's raw probability is clipped to this before its log odds are taken."""
+SLOPE_PRIOR = 20.0
+"""How many outcomes' worth of curvature hold a Platt slope at 1: a column must not be stretched against the others."""
 MIN_ROWS = 30
 """Below this many outcomes a column keeps its logits: two parameters would follow the noise."""
 FOLDS = 5
 
 
-def calibrate(logits: NDArray[Any], score: NDArray[Any], names: Sequence[str]) -> dict[str, object] | None:
-    """The `calibration` of router.json for [n, M] out-of-fold logits and scores (NaN: unknown); None is identity."""
-    columns = {}
+def calibrate(
+    raw: NDArray[Any], score: NDArray[Any], names: Sequence[str], *, probability: bool = False
+) -> dict[str, object] | None:
+    """The `calibration` of router.json for [n, M] out-of-fold values and scores (NaN: unknown); None is identity.
+
+    `probability`: the raw values are already probabilities that may leave 0..1 (a kernel head's), not logits. They are
+    stored as points of a piecewise linear map, for every column.
+    """
+    columns: dict[str, object] = {}
+    logits = log_odds(raw) if probability else raw
     for column, name in enumerate(names):
         known = np.isfinite(score[:, column])
         chosen = choose(logits[known, column].astype(np.float64), score[known, column].astype(np.float64))
-        if chosen is not None:
+        if probability:
+            columns[name] = _of_probability(chosen)
+        elif chosen is not None:
             columns[name] = chosen
     return {"columns": columns} if columns else None
+
+
+def log_odds(probability: NDArray[Any]) -> Doubles:
+    """log(p / (1 - p)), clipped."""
+    clipped = np.clip(np.asarray(probability, np.float64), LEAST, MOST)
+    return np.asarray(np.log(clipped / (1.0 - clipped)))
+
+
+def _of_probability(chosen: dict[str, Any] | None) -> dict[str, object]:
+    """A map of logits as one of probabilities; beyond the clip it rises gently, so that ranks are kept."""
+    knots = np.linspace(LEAST, MOST, 33)
+    logits = log_odds(knots)
+    if chosen is None:
+        quality = knots
+    elif chosen["kind"] == "platt":
+        quality = 1 / (1 + np.exp(-(chosen["slope"] * logits + chosen["offset"])))
+    else:
+        quality = np.interp(logits, chosen["logits"], chosen["quality"])
+    low, high = max(quality[0] - 0.01, 0.001), min(quality[-1] + 0.01, 0.999)
+    ends = np.r_[-0.5, knots, 1.5], np.r_[min(low, quality[0]), quality, max(high, quality[-1])]
+    return {"kind": "isotonic", "logits": _rounded(ends[0]), "quality": _rounded(ends[1])}
 
 
 def choose(logits: Doubles, score: Doubles) -> dict[str, object] | None:
@@ -53,12 +87,12 @@ def choose(logits: Doubles, score: Doubles) -> dict[str, object] | None:
 
 
 def platt(logits: Doubles, score: Doubles) -> tuple[float, float]:
-    """Slope and offset by Newton's method, with Platt's prior counts, pulled weakly towards slope 1 (Platt 1999)."""
+    """Slope and offset by Newton's method, with Platt's prior counts (Platt 1999), the slope pulled towards 1."""
     right, wrong = score.sum(), (1 - score).sum()
     target = score * ((right + 1) / (right + 2)) + (1 - score) * (1 / (wrong + 2))
     design = np.stack([logits, np.ones_like(logits)], 1)
     beta = np.array([1.0, 0.0])
-    prior = np.array([1.0, 0.05])
+    prior = np.array([SLOPE_PRIOR, 0.05])
     for _ in range(50):
         predicted = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
         gradient = design.T @ (predicted - target) + prior * (beta - np.array([1.0, 0.0]))

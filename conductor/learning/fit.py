@@ -20,7 +20,7 @@ from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.solve import Recipe
 from onebeat.conductor.learning.splits import folds
 from onebeat.engine.errors import InputError
-from onebeat.engine.head import Head, log_odds, logistic
+from onebeat.engine.head import MAX_OUTPUT_TOKENS, Head, logistic
 
 Floats = NDArray[np.float32]
 TapName = tuple[int, str]
@@ -32,7 +32,6 @@ FIRST = Recipe("kernel", width=8)
 """Taps are compared by this recipe, the cheapest to fit and usually the best."""
 RECIPES = (
     FIRST,
-    Recipe("kernel", width=8, gamma=0.5),
     Recipe("kernel", width=3),
     Recipe("linear", l2=0.3),
     Recipe("linear", l2=1.0),
@@ -127,7 +126,7 @@ def fit(
                 best, predicted = trial, candidate
     tensors, left_out = fit_tensors(side_by_side(features, best.taps), joint, best.recipe, seed, keep)
     predicted = predicted if left_out is None else left_out
-    calibration = calibrate.calibrate(predicted.logits, outcomes.score, outcomes.models)
+    calibration = _calibration(predicted.logits, best.recipe, outcomes)
     return FittedHead(
         best.taps,
         best.recipe,
@@ -190,7 +189,8 @@ def out_of_fold(x: Floats, outcomes: Outcomes, recipe: Recipe, seed: int, keep: 
             seen = np.setdiff1d(np.arange(len(x)), held)
             tensors, _ = fit_tensors(x[seen], outcomes.select(seen), recipe, seed * 10 + number, keep)
             head = bare_head(tensors, recipe.kind)
-            logits[held], tokens[held] = head.logits_in_bulk(x[held]), head.score_in_bulk(x[held])[1]
+            logits[held], lengths = head.uncalibrated(x[held])
+            tokens[held] = np.exp(np.minimum(lengths, np.log(MAX_OUTPUT_TOKENS)))
     return Predicted(logits, tokens)
 
 
@@ -208,10 +208,11 @@ def fit_tensors(
             outcomes.groups,
             rank=recipe.width,
             gamma=recipe.gamma,
+            dimensions=recipe.dimensions,
             keep=keep,
             seed=seed,
         )
-        return norm | found.tensors, Predicted(log_odds(found.left_out), found.left_out_tokens)
+        return norm | found.tensors, Predicted(found.left_out, found.left_out_tokens)
     quality = solve.quality_tensors(states, outcomes.score, outcomes.weight, recipe, seed)
     for name in ("quality.weight", "quality.bias", "quality.skip"):
         if name in quality:
@@ -244,9 +245,14 @@ def describe_taps(taps: Sequence[TapName]) -> str:
     return f"layers {'+'.join(str(layer) for layer, _ in taps)} {'/'.join(poolings)}"
 
 
+def _calibration(logits: Floats, recipe: Recipe, outcomes: Outcomes) -> dict[str, object] | None:
+    probability = recipe.kind == "kernel"
+    return calibrate.calibrate(logits, outcomes.score, outcomes.models, probability=probability)
+
+
 def _judge(taps: tuple[TapName, ...], recipe: Recipe, logits: Floats, outcomes: Outcomes) -> Trial:
     known = outcomes.weight > 0
-    calibration = calibrate.calibrate(logits, outcomes.score, outcomes.models)
+    calibration = _calibration(logits, recipe, outcomes)
     quality = apply_calibration(logits, calibration, outcomes.models).astype(np.float64)
     score = outcomes.score.astype(np.float64)
     residual = np.where(known, quality - np.nan_to_num(score), np.nan)

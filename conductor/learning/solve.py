@@ -38,6 +38,8 @@ class Recipe:
     """Hidden units of an mlp, or rank of a low-rank or kernel head."""
     gamma: float = 1.0
     """A kernel's decay over the median distance of two prompts."""
+    dimensions: int = 128
+    """Principal axes that a kernel sees."""
     pairwise: float = 0.0
     """Weight of the between-models loss."""
     dropout: float = 0.3
@@ -52,7 +54,7 @@ class Recipe:
         if self.kind == "linear":
             return f"linear l2={self.l2:g} pairwise={self.pairwise:g}"
         if self.kind == "kernel":
-            return f"kernel rank={self.width} gamma={self.gamma:g}"
+            return f"kernel rank={self.width} gamma={self.gamma:g} dimensions={self.dimensions}"
         return f"{self.kind} {self.members}x{self.width} l2={self.l2:g} pairwise={self.pairwise:g}"
 
 

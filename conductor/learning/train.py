@@ -43,7 +43,7 @@ class Job:
     models: tuple[str, ...] = ()
     """The columns; empty: every model of the files. Further models are learnt from and then dropped."""
     tap_sets: tuple[tuple[fit.TapName, ...], ...] = ()
-    """Empty: the mean of layers at a half, two thirds and five sixths of the depth, and the three together."""
+    """Empty: those of `default_tap_sets`."""
     recipes: tuple[Recipe, ...] = fit.RECIPES
     template: str = "{prompt}"
     max_prompt_tokens: int = 2048
@@ -100,9 +100,12 @@ def train(job: Job, say: Callable[[str], None]) -> Result:
 
 
 def default_tap_sets(layers: int) -> list[tuple[fit.TapName, ...]]:
-    """Half, two thirds and five sixths of the depth, alone and together: fewer layers are faster, more see further."""
-    depths = sorted({max(1, round(layers * share)) for share in (1 / 2, 2 / 3, 5 / 6)})
-    return [*(((depth, "mean"),) for depth in depths), tuple((depth, "mean") for depth in depths)]
+    """The middle third of the depth, where difficulty shows best: one layer, two, or two with a last token between."""
+    first, between, third, second = (max(1, round(layers * share)) for share in (0.5, 0.567, 0.633, 0.667))
+    single: tuple[fit.TapName, ...] = ((second, "mean"),)
+    if not first < between < third < second:
+        return [single]
+    return [single, ((first, "mean"), (second, "mean")), ((first, "mean"), (between, "last"), (third, "mean"))]
 
 
 def split_outcomes(outcomes: Outcomes, job: Job) -> Split:

@@ -35,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prices", type=Path, help="JSON list of prices; where a model is missing they are worked out from cost_usd")
     add("--models", help="comma-separated columns; default: all models. Others are learnt from, then dropped")
     add("--only-these", action="store_true", help="do not learn from models that are not columns")
-    add("--taps", action="append", help="layers to tap together, as 20 or 15,20,25; repeat to compare several")
-    add("--pooling", choices=["mean", "last"], default="mean", help="how a layer's states become one vector")
+    add("--taps", action="append", help="layers to tap together, as 20 or 15,17:last,19; repeat to compare several")
     add("--template", default="{prompt}", help='text around the prompt, or "chat" for the chat template')
     add("--max-prompt-tokens", type=int, default=2048, help="longer prompts lose their middle (default %(default)s)")
     add("--precision", choices=["int8", "bfloat16", "float32"], default="int8", help="as it will be served")
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         today=datetime.now(UTC).date().isoformat(),
         prices=read_prices(args.prices) if args.prices else {},
         models=tuple(name.strip() for name in args.models.split(",")) if args.models else (),
-        tap_sets=tuple(_taps(text, args.pooling) for text in args.taps or ()),
+        tap_sets=tuple(_taps(text) for text in args.taps or ()),
         recipes=recipes,
         template=args.template,
         max_prompt_tokens=args.max_prompt_tokens,
@@ -120,11 +119,11 @@ def _shown(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
 
 
-def _taps(text: str, pooling: str) -> tuple[TapName, ...]:
-    try:
-        return tuple((int(layer), pooling) for layer in text.split(","))
-    except ValueError:
-        raise InputError(f"--taps is {text!r}; give layer numbers such as 20 or 15,20,25.") from None
+def _taps(text: str) -> tuple[TapName, ...]:
+    parts = [part.strip().partition(":") for part in text.split(",")]
+    if any(not layer.isdigit() or pooling not in ("", "mean", "last") for layer, _, pooling in parts):
+        raise InputError(f"--taps is {text!r}; give layers with an optional pooling, such as 20 or 15,17:last,19.")
+    return tuple((int(layer), pooling or "mean") for layer, _, pooling in parts)
 
 
 def _against_fleet(path: Path | None, result: Result) -> list[str]:
