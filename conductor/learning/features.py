@@ -30,8 +30,8 @@ from onebeat.engine.tokens import PromptTokenizer
 from onebeat.engine.weights import Weights
 
 Floats = NDArray[np.float32]
-PART_TOKENS = 40_000
-"""Tokens between two writes to the cache: about half a minute's work of two cores at the default tap."""
+PART_TOKENS = 10_000
+"""Tokens between two writes to the cache: some seconds' work of two cores at the default tap."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,52 @@
+"""A made-up world in which difficulty is a direction of the features: what the tests of learning fit and judge."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebeat.conductor.learning.curves import Judged
+from onebeat.conductor.learning.outcomes import Gatherer, Outcomes
+
+MODELS = ("cheap", "middle", "dear")
+ABILITY = np.array([0.0, 1.0, 2.0])
+PRICE_USD = np.array([0.0001, 0.0005, 0.002])
+
+
+def world(
+    prompts: int = 400, features: int = 24, seed: int = 0, *, noise: float = 0.3
+) -> tuple[NDArray[np.float32], NDArray[np.float64], Outcomes]:
+    """Features [n, F], true success probabilities [n, 3] and the outcomes drawn from them."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(prompts, features)).astype(np.float32)
+    difficulty = 1.2 * x[:, 0] + 0.8 * np.tanh(x[:, 1] * x[:, 2]) + noise * random.normal(size=prompts)
+    chance = 1 / (1 + np.exp(-(1.5 * (ABILITY - 0.5) - 1.6 * difficulty[:, None])))
+    score = random.uniform(size=chance.shape) < chance
+    tokens = np.exp(4.5 + 0.4 * x[:, :1] + 0.2 * ABILITY) * np.exp(0.1 * random.normal(size=chance.shape))
+    records = [
+        (
+            f"row {row}",
+            {
+                "prompt": f"made-up prompt {row}",
+                "model": name,
+                "score": int(score[row, column]),
+                "output_tokens": float(tokens[row, column]),
+                "cost_usd": float(PRICE_USD[column]),
+                "group": f"source {row % 3}",
+            },
+        )
+        for row in range(prompts)
+        for column, name in enumerate(MODELS)
+    ]
+    table = Gatherer().add_all(records).table().with_models(MODELS)
+    return x, chance, table
+
+
+def judged(seed: int = 0, prompts: int = 600, *, noise: float = 0.4) -> Judged:
+    """Predictions that are the truth blurred by `noise` in log odds."""
+    _, chance, outcomes = world(prompts, seed=seed)
+    random = np.random.default_rng(seed + 1)
+    blurred = np.log(chance / (1 - chance)) + noise * random.normal(size=chance.shape)
+    cost = np.tile(PRICE_USD, (prompts, 1))
+    quality = 1 / (1 + np.exp(-blurred))
+    return Judged(MODELS, quality, cost, outcomes.score.astype(np.float64), cost, outcomes.groups)
