@@ -119,9 +119,10 @@ class Router:
         prepared, tokenize_ms = self._prepare_all(prompts)
         start = time.perf_counter()
         pooled = self.runner.features([prompt.token_ids for prompt in prepared]).numpy()  # [n, taps*H]
+        self._refuse_not_finite(pooled, "hidden states")
         quality, output_tokens = self.head.score(pooled)
+        self._refuse_not_finite(quality + output_tokens, "scores")
         compute_ms = (time.perf_counter() - start) * 1e3
-        self._refuse_nan(quality, output_tokens)
         return Scores(
             tuple(column.name for column in self.columns),
             quality,
@@ -235,14 +236,15 @@ class Router:
                 )
         return name in models
 
-    def _refuse_nan(self, quality: NDArray[np.float32], output_tokens: NDArray[np.float32]) -> None:
-        """A checkpoint whose states overflow must not decide anything."""
-        bad = ~(np.isfinite(quality) & np.isfinite(output_tokens)).all(axis=1)
+    def _refuse_not_finite(self, rows: NDArray[np.float32], what: str) -> None:
+        """A checkpoint whose numbers overflow must not decide anything. `rows` is [n, ...]."""
+        bad = ~np.isfinite(rows).all(axis=1)
         if bad.any():
+            row = int(bad.argmax())
+            found = rows[row][~np.isfinite(rows[row])][0]
             raise CheckpointError(
-                f"the router {self.config.name!r} scored prompt {int(bad.argmax())} as "
-                f"{quality[bad.argmax()].tolist()}, which are no qualities: "
-                'its weights overflow; load it with precision="float32", or fit it again.'
+                f"the router {self.config.name!r} computed {found} among the {what} of prompt {row}, so its weights "
+                'overflow; load it with precision="float32", or fetch or fit it again.'
             )
 
 

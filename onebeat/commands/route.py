@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -50,11 +51,15 @@ def run(args: argparse.Namespace) -> int:
 
     # What is wrong with the arguments is said before the seconds that loading takes.
     check_dial(args.tradeoff, args.min_quality, args.max_cost_usd)
-    source = _open(args)
-    if not args.jsonl:
+    with _open(args) as source:
+        if args.jsonl:
+            return _route_lines(args, source)
         prompt = _one_prompt(args, source)
-        _print(_load(args).route(prompt, **_dials(args)), None, args)
-        return 0
+    _print(_load(args).route(prompt, **_dials(args)), None, args)
+    return 0
+
+
+def _route_lines(args: argparse.Namespace, source: BinaryIO | None) -> int:
     if source is None:
         raise InputError("--jsonl reads lines from --file or standard input; leave out the prompt argument.")
     lines = _lines(source)
@@ -115,21 +120,21 @@ def _place(args: argparse.Namespace) -> str:
     return "standard input" if args.file is None else str(args.file)
 
 
-def _open(args: argparse.Namespace) -> BinaryIO | None:
-    """The stream that holds the prompts, or None where the argument is the prompt."""
+def _open(args: argparse.Namespace) -> AbstractContextManager[BinaryIO | None]:
+    """The stream that holds the prompts, closed after use; None where the argument is the prompt."""
     given = args.prompt if args.prompt != "-" else None
     if given is not None and args.file is not None:
         raise InputError(f"both a prompt ({given[:40]!r}) and --file {args.file} are given; give one of them.")
     if given is not None:
-        return None
+        return nullcontext()
     if args.file is not None:
         try:
-            return cast(BinaryIO, args.file.open("rb"))
+            return cast(AbstractContextManager[BinaryIO], args.file.open("rb"))
         except OSError as error:
             raise InputError(f"{args.file} cannot be read: {error.strerror}.") from error
     if sys.stdin.isatty():
         raise InputError("there is no prompt; give it as an argument, with --file, or on standard input.")
-    return sys.stdin.buffer
+    return nullcontext(sys.stdin.buffer)
 
 
 def _one_prompt(args: argparse.Namespace, source: BinaryIO | None) -> str:
