@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 
 import aiohttp
+import msgspec
 
 from onebeat.conductor.answers import (
     Answer,
@@ -32,7 +33,7 @@ from onebeat.conductor.providers.base import StreamDecoder
 from onebeat.conductor.records import ChatRequest
 from onebeat.conductor.runtime import Line
 from onebeat.conductor.upstream import MAX_ERROR_BYTES, Patience, Upstream
-from onebeat.conductor.watch import SOFT, Finding, Watch, watch_answer
+from onebeat.conductor.watch import SOFT, Detector, Finding, Watch, watch_answer
 
 _CONTENT = (TextDelta, ToolCallDelta, ReasoningDelta, Native, Finished)
 CHARACTERS_PER_TOKEN = 4
@@ -62,6 +63,7 @@ class Attempt:
         "response_model",
         "started",
         "status",
+        "text_is_out",
         "upstream",
         "usage",
         "watch",
@@ -98,6 +100,8 @@ class Attempt:
         self.usage: Usage | None = None
         self.response_model: str | None = None
         self.characters = 0
+        self.text_is_out = False
+        """The client has some of this answer's text."""
         self.extra_usd = 0.0
         """What is not priced by tokens: a transcription's minutes."""
         self.findings: list[Finding] = []
@@ -240,15 +244,21 @@ class Attempt:
                 return
 
     def _acts(self, finding: Finding) -> bool:
+        if finding.detector is Detector.REFUSAL and self.text_is_out:
+            return False  # Nothing that follows a refusal which the client has read would make it unsaid.
         return finding.act and (self.act_on_soft or finding.detector not in SOFT)
 
     def billed(self) -> tuple[Usage, bool]:
         """The usage to enter, and whether it is our estimate."""
+        written = self.characters // CHARACTERS_PER_TOKEN
         if self.usage is not None:
-            return self.usage, False
+            # A stream that broke off has reported what it began with (Anthropic) or how far it came (Gemini).
+            if self.finished is not None or self._decoder is None or self.usage.output_tokens >= written:
+                return self.usage, False
+            return msgspec.structs.replace(self.usage, output_tokens=written + 1), True
         if not self.accepted or not self.characters:
             return Usage(), False
-        return Usage(self.choice.prompt_tokens, self.characters // CHARACTERS_PER_TOKEN + 1), True
+        return Usage(self.choice.prompt_tokens, written + 1), True
 
     @property
     def first_token_ms(self) -> float | None:

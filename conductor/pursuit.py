@@ -78,6 +78,8 @@ class Pursuit:
         name, kind = choice.route.name, error.problem.kind
         if kind in _FINAL and error.finding is None:
             self.is_over = True
+        elif error.finding is not None and self._is_named and name not in self._failures:
+            self._transient(name, now)  # A bad answer is seldom given twice, and no other model was asked for.
         elif error.finding is not None or kind in _SILENT or error.problem.should_retry is False:
             self._excluded.add(name)
         elif kind is ProblemKind.CONTEXT_OVERFLOW:
@@ -100,6 +102,9 @@ class Pursuit:
             failures - 1, resilience.backoff_base_ms / 1e3, resilience.backoff_cap_ms / 1e3, self._random
         )
         self._not_before[name] = now + wait_s
+
+    def is_excluded(self, name: str) -> bool:
+        return name in self._excluded
 
     def exclude(self, name: str) -> None:
         self._excluded.add(name)

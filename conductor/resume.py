@@ -48,7 +48,10 @@ def ways_to_resume(call: Call, attempt: Attempt, error: AttemptError, before: Re
     prefill_failed = error.problem.kind is ProblemKind.PREFILL_REFUSED
     if prefill_failed:
         call.no_prefill.add(attempt.line.name)
-    takers = tuple(choice for choice in ordered if _takes_prefill(call, call.runtime.lines[choice.route.name]))
+    pursuit = call.pursuit
+    # A taker that has been given up is none: the others may still begin anew.
+    left = [choice for choice in ordered if pursuit is None or not pursuit.is_excluded(choice.route.name)]
+    takers = tuple(choice for choice in left if _takes_prefill(call, call.runtime.lines[choice.route.name]))
     if takers and text.strip():
         return Resume(Joint.PREFILL, text, takers)
     if before is not None and before.joint is Joint.RESTART and error.problem.code == "differs":

@@ -171,6 +171,7 @@ class Release:
                 pieces.append(data)
             if type(event) is TextDelta:
                 call.sent.append(event.text)
+                attempt.text_is_out = True
         if pieces:
             if call.first_token_ms is None:
                 call.first_token_ms = 1e3 * (asyncio.get_running_loop().time() - call.started)

@@ -12,6 +12,7 @@ from tools.simulated_providers.script import Fault
 from tools.simulated_providers.speech import Asked, Speech
 
 FINISH = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+FINISH["wrong"] = "tool_use"
 DONE = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 NO_PREFILL = "This model does not support assistant message prefill. The conversation must end with a user message."

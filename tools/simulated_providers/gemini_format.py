@@ -10,6 +10,7 @@ from tools.simulated_providers.script import Fault
 from tools.simulated_providers.speech import Asked, Speech, tokens
 
 FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP", "content_filter": "SAFETY"}
+FINISH["wrong"] = "OTHER"
 DONE = b""
 PING = b": keep-alive\n\n"
 

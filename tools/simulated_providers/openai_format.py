@@ -10,6 +10,7 @@ from tools.simulated_providers.script import Fault
 from tools.simulated_providers.speech import Asked, Speech
 
 FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"}
+FINISH["wrong"] = "tool_calls"
 DONE = b"data: [DONE]\n\n"
 PING = b": keep-alive\n\n"
 

@@ -61,7 +61,7 @@ class Fault(StrEnum):
     TRUNCATED = "truncated"
     """The answer stops at the limit of its length, and says so."""
     WRONG_FINISH = "wrong_finish"
-    """The answer stops in the middle of a word and claims to be whole."""
+    """The answer stops in the middle, for a reason that it belies: a call that it never made."""
     HTML = "html"
     """A proxy's page with status 200."""
     REDIRECT = "redirect"

@@ -61,7 +61,7 @@ class Speech:
     reasoning: tuple[str, ...]
     calls: tuple[Call, ...]
     finish: str
-    """stop | length | tool_calls | content_filter."""
+    """stop | length | tool_calls | content_filter | wrong (a reason that the answer belies)."""
     input_tokens: int
     cached_tokens: int
     is_refusal: bool = False
@@ -119,7 +119,7 @@ def speak(asked: Asked, behaviour: Behaviour) -> Speech:
     if behaviour.fault is Fault.TRUNCATED:
         text, finish = text[: max(1, len(text) // 2)], "length"
     elif behaviour.fault is Fault.WRONG_FINISH:
-        text = text[: max(1, len(text) // 2)]
+        text, finish = text[: max(1, len(text) // 2)], "wrong"
     elif behaviour.fault is Fault.FILTERED:
         text, finish = text[: max(1, len(text) // 3)], "content_filter"
     reasoning = full_text("thinking about " + asked.question, behaviour.reasoning) if behaviour.reasoning else ""
