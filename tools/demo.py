@@ -55,22 +55,25 @@ def main() -> int:
 
 
 def route_all(router: Router) -> None:
-    """One table: which model, with what prediction, at what price, in how many milliseconds."""
-    print(f"\n{'prompt':18} {'tokens':>6}  {'chosen':28} {'quality':>7} {'answer':>6} {'cost $':>9} {'ms':>6}")
-    spent = always_best = 0.0
+    """One table: the choice at two settings of the dial, with what it is predicted to deliver, cost and take."""
+    print(f"\n{'prompt':18} {'tokens':>6}  {'tradeoff 0.5':26} {'quality':>7} {'$':>9}  ", end="")
+    print(f"{'tradeoff 0.9':26} {'quality':>7} {'$':>9} {'ms':>6}")
+    spent = {0.5: 0.0, 0.9: 0.0}
+    always_best = 0.0
     for name, prompt in PROMPTS.items():
-        decision = router.route(prompt, tradeoff=0.5)
-        chosen = decision.scores[0]
-        best = max(decision.scores, key=lambda candidate: candidate.quality)
-        spent += chosen.cost_usd
-        always_best += best.cost_usd
-        cut = " (cut)" if decision.cut_tokens else ""
-        print(
-            f"{name:18} {decision.prompt_tokens:6}  {chosen.model:28} {chosen.quality:7.2f} "
-            f"{chosen.output_tokens:6.0f} {chosen.cost_usd:9.6f} {decision.timing.total_ms:6.1f}{cut}"
-        )
-    print(f"\nPredicted spend ${spent:.5f}; sending each to its best model instead: ${always_best:.5f}.")
-    print(f"Why, for the last one: {decision.reason}")
+        scores = router.score([prompt])
+        decisions = {tradeoff: router.decide(scores, tradeoff=tradeoff) for tradeoff in spent}
+        print(f"{name:18} {decisions[0.5].prompt_tokens:6}  ", end="")
+        for tradeoff, decision in decisions.items():
+            chosen = decision.scores[0]
+            spent[tradeoff] += chosen.cost_usd
+            print(f"{chosen.model:26} {chosen.quality:7.2f} {chosen.cost_usd:9.6f}  ", end="")
+        always_best += max(decisions[0.5].scores, key=lambda candidate: candidate.quality).cost_usd
+        cut = " (cut)" if decisions[0.5].cut_tokens else ""
+        print(f"{scores.timing[0].total_ms:5.1f}{cut}")
+    print(f"\nPredicted spend: ${spent[0.5]:.5f} at 0.5, ${spent[0.9]:.5f} at 0.9; ", end="")
+    print(f"${always_best:.5f} if each went to the model that is predicted best for it.")
+    print(f"Why, for the last one: {decisions[0.9].reason}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -109,19 +110,22 @@ async def until_ready(url: str, process: asyncio.subprocess.Process) -> None:
 
 
 async def ask_all(client: openai.AsyncOpenAI, simulated: SimulatedProviders, prompts: Mapping[str, str]) -> None:
-    """Every second answer streamed; Google goes down in the middle."""
+    """Every second answer streamed; in the middle the vendor that has answered most goes down."""
     print(f"\n{'prompt':18} {'how':9} {'answered by':28} {'attempts':>8} {'ms':>7}  answer")
+    answered: Counter[str] = Counter()
     for number, (name, prompt) in enumerate(prompts.items()):
         if number == len(prompts) // 2:
-            simulated.vendor("google").is_down = True
-            print("--- Google's simulated endpoint goes down ---")
+            victim = answered.most_common(1)[0][0]
+            simulated.vendor(victim).is_down = True
+            print(f"--- the simulated endpoint of {victim}, which has answered most, goes down ---")
         start = time.perf_counter()
         streamed = number % 2 == 1
         model, attempts, text = await (ask_streamed if streamed else ask)(client, prompt)
         elapsed_ms = (time.perf_counter() - start) * 1e3
+        answered[next(vendor for vendor, (_, _, models) in VENDORS.items() if model in models)] += 1
         how = "streamed" if streamed else "whole"
         print(f"{name:18} {how:9} {model:28} {attempts:>8} {elapsed_ms:7.1f}  {text[:32]!r}...")
-    simulated.vendor("google").is_down = False
+    simulated.vendor(victim).is_down = False
 
 
 async def ask(client: openai.AsyncOpenAI, prompt: str) -> tuple[str, str, str]:
