@@ -178,7 +178,7 @@ class Engine:
         chunk_tokens = self._parts.limits.chunk_tokens
         ticket.token_ids = prepared.token_ids
         ticket.prompt_tokens, ticket.cut_tokens = prepared.prompt_tokens, prepared.cut_tokens
-        if tokens > chunk_tokens:
+        if tokens > chunk_tokens and self._parts.keep_blocks:
             ids = np.asarray(prepared.token_ids, dtype=np.int64)
             ticket.keys = block_keys(ids, chunk_tokens, self._parts.fingerprint)
         ticket.tokenize_ms = now_ms() - began

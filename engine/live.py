@@ -13,6 +13,7 @@ from typing import Protocol
 
 from onebeat.engine.decision import Decision, check_dial
 from onebeat.engine.engine import Engine
+from onebeat.engine.mailbox import Mailbox
 from onebeat.engine.options import EngineOptions
 from onebeat.engine.paged_cache import PagedCache
 from onebeat.engine.parts import Array, EngineParts, Prepared
@@ -95,6 +96,7 @@ class LiveRouter:
         return self._engine.healthy
 
     async def __aenter__(self) -> LiveRouter:
+        self._mailbox: Mailbox[Scores] = Mailbox(asyncio.get_running_loop())
         self._engine.start()
         if self._options.wait_until_ready:
             try:
@@ -121,11 +123,12 @@ class LiveRouter:
         drops the prompt.
         """
         ticket = self._engine.accept(prompt, deadline_ms=deadline_ms, features=features)
+        waiter = self._mailbox.expect(ticket.future)
         if deadline_ms is None or deadline_ms == float("inf"):
-            return await asyncio.wrap_future(ticket.future)
+            return await waiter
         timer = asyncio.get_running_loop().call_later(deadline_ms / 1000.0, self._engine.expire, ticket)
         try:
-            return await asyncio.wrap_future(ticket.future)
+            return await waiter
         finally:
             timer.cancel()
 

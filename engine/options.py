@@ -30,7 +30,7 @@ class EngineOptions:
     step_sequences: int | None = None
     """Chunks in one step. None: 32 on a CPU, 64 on a GPU."""
     prefix_cache_mebibytes: float = 256.0
-    """Memory for beginnings kept for later prompts; 0 keeps none."""
+    """Memory for beginnings kept for later prompts; at 0 nothing is shared between prompts, now or later."""
     working_prompts: int = 16
     """Prompts of the longest kind whose keys and values may be in memory at once."""
     credit_tokens_per_s: float = 50.0

@@ -86,3 +86,4 @@ class EngineParts:
     max_prompt_tokens: int
     limits: SchedulerLimits
     keep_blocks: int
+    """Blocks that the prefix cache keeps; at 0 prompts share nothing."""

@@ -48,6 +48,8 @@ class PrefixCache:
         self._pins: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
         self.evicted_blocks = 0
+        self.changes = 0
+        """Grows with everything published or evicted: an earlier `matching` holds while this stands still."""
 
     @property
     def idle_blocks(self) -> int:
@@ -94,6 +96,7 @@ class PrefixCache:
         if key not in self._block_of:
             self._block_of[key] = block
             self._key_of[block] = key
+            self.changes += 1
 
     def unpin(self, block: int) -> None:
         """One prompt fewer uses `block`. The last one leaves it idle if it can be found, and free otherwise."""
@@ -119,3 +122,4 @@ class PrefixCache:
         del self._block_of[self._key_of.pop(block)]
         self._free.append(block)
         self.evicted_blocks += 1
+        self.changes += 1

@@ -35,6 +35,8 @@ class _Waiting:
     reserved_blocks: int = 0
     remaining: float = 0.0
     """Cost tokens still to compute, as of the last look."""
+    looked_at: int = -1
+    """The cache's count of changes at that look."""
 
 
 class Door:
@@ -131,6 +133,8 @@ class Scheduler:
         for prompt in order:
             if budget <= 0 or self._plan_sequences >= self._limits.step_sequences:
                 break
+            if not prompt.keys and min(self._limits.chunk_tokens, prompt.tokens - prompt.done_tokens) > budget:
+                continue  # The common case in a long queue, before anything costlier is tried.
             if not self._reserve(prompt, may_start):
                 may_start = False  # Whoever is first keeps the next free blocks; smaller ones do not slip past.
                 continue
@@ -148,7 +152,7 @@ class Scheduler:
     def _drop_late(self, now_ms: float) -> tuple[tuple[int, DropReason], ...]:
         dropped = list[tuple[int, DropReason]]()
         for prompt in list(self._waiting.values()):
-            if prompt.keys:
+            if prompt.keys and prompt.looked_at != self._cache.changes:
                 prompt.remaining = self._remaining_cost(prompt)
             if prompt.deadline_ms is None:
                 continue
@@ -258,6 +262,7 @@ class Scheduler:
     def _remaining_cost(self, prompt: _Waiting) -> float:
         size = self._limits.chunk_tokens
         done = prompt.done_tokens
+        prompt.looked_at = self._cache.changes
         if prompt.keys and done % size == 0:
             done += self._cache.matching(prompt.keys, done // size) * size
         return self._cost(done, prompt.tokens)
