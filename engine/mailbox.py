@@ -1,7 +1,7 @@
 """Results from other threads, delivered to an event loop with one wake-up for as many as have come.
 
-Enters: futures that a thread resolves. Leaves: awaitables on one loop. Waking a loop is a system call and a hand-over of
-the interpreter's lock; a step that answers thirty prompts makes one of it, not thirty.
+Enters: futures that a thread resolves. Leaves: awaitables on one loop. Waking a loop is a system call and a hand-over
+of the interpreter's lock; a step that answers thirty prompts makes one of it, not thirty.
 """
 
 from __future__ import annotations
