@@ -76,7 +76,8 @@ class Plan:
     """One step."""
 
     chunks: tuple[Chunk, ...]
-    """In the order of their place in the prompts, so that a chunk comes after every one that it builds upon."""
+    """In the order of their place in the prompts, so that a chunk comes after every one that it builds upon. Either all
+    of them have blocks or none has; where prompts are ready, all have."""
     ready: tuple[Chunk, ...]
     """Prompts whose last chunk the cache holds: nothing is left to compute, the answer lies with the last block."""
     dropped: tuple[tuple[int, DropReason], ...]

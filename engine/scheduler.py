@@ -145,7 +145,7 @@ class Scheduler:
                 if not picked or picked[-1][0] is not prompt or not picked[-1][1].is_last:
                     ready.append(self._chunk(prompt, prompt.tokens, prompt.tokens))
                 self._remove(prompt)
-        chunks_planned = self._settle(picked)
+        chunks_planned = self._settle(picked, in_cache=bool(ready) or self._limits.always_in_cache)
         self._release_blocks()
         return Plan(chunks_planned, tuple(ready), dropped)
 
@@ -226,11 +226,11 @@ class Scheduler:
             prompt.done_tokens += size
             prompt.cached_tokens += size
 
-    def _settle(self, picked: list[tuple[_Waiting, Chunk]]) -> tuple[Chunk, ...]:
+    def _settle(self, picked: list[tuple[_Waiting, Chunk]], in_cache: bool) -> tuple[Chunk, ...]:
         """Orders the step's chunks; where any of them needs the cache, the one-chunk prompts get a block in passing."""
         size = self._limits.chunk_tokens
         chunks = [chunk for _, chunk in picked]
-        if self._limits.always_in_cache or any(prompt.tokens > size for prompt, _ in picked):
+        if in_cache or any(prompt.tokens > size for prompt, _ in picked):
             for index, (prompt, chunk) in enumerate(picked):
                 if prompt.tokens <= size:
                     block = self._cache.take()

@@ -112,9 +112,11 @@ async def test_the_loop_never_waits_for_the_model(router: TinyRouter) -> None:
 
     big = {"light_step_tokens": 4096, "step_tokens": 4096, "step_sequences": 64}
     async with serve(router, queue_prompts=2000, prefix_cache_mebibytes=0, **big) as live:
-        # Other processes may share the cores: one window of three has to be clean. A loop that computed, or waited
-        # for the model, would be late by a whole step in each of them.
-        lags_ms = [await p99_lag_ms() for _ in range(3)]
+        # Other processes may share the cores, so one clean window is enough: a loop that computed, or waited for the
+        # model, would be late by a whole step in each of them.
+        lags_ms = [await p99_lag_ms()]
+        while min(lags_ms) >= 5.0 and len(lags_ms) < 8:
+            lags_ms.append(await p99_lag_ms())
         compute = live.snapshot().compute_ms
     assert compute.total / compute.count > 10.0, "the steps are too short for this test to mean anything"
     assert min(lags_ms) < 5.0, lags_ms

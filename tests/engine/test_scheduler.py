@@ -67,6 +67,7 @@ class World:
         plan = self.scheduler.plan(self.now_ms)
         assert plan.tokens <= self.limit.step_tokens and len(plan.chunks) <= self.limit.step_sequences
         with_cache = any(chunk.blocks for chunk in plan.chunks)
+        assert with_cache or not (plan.ready and plan.chunks), "a step that reads the cache is wholly with it"
         written = set[int]()
         for chunk in plan.chunks:
             ids = self.prompts[chunk.prompt_id]
@@ -107,7 +108,7 @@ class World:
 
 
 # Few distinct tokens and a shared stock of beginnings, so that prompts often begin alike.
-prompts_strategy = st.builds(
+prompts_strategy = st.sampled_from([(1,) * 8, (1,) * 12, (5, 5)]) | st.builds(
     lambda stem, cut, tail: tuple(([1] * 9 if stem else [2, 1, 2, 2, 1, 1, 2, 1, 1])[:cut] + tail) or (1,),
     st.booleans(),
     st.integers(0, 9),
@@ -230,6 +231,19 @@ def test_a_prompt_that_the_cache_holds_whole_costs_nothing() -> None:
     plan = world.step()
     assert plan.chunks == () and [chunk.prompt_id for chunk in plan.ready] == [1]
     assert plan.ready[0].cached_tokens == 12
+
+
+def test_a_ready_prompt_brings_the_cache_to_a_step_of_one_chunk_prompts() -> None:
+    scheduler, cache = make(light_step_tokens=16)
+    world = World(scheduler, cache, limits(light_step_tokens=16))
+    world.offer(0, tuple(range(12)))
+    world.drain()
+    world.offer(1, tuple(range(12)))
+    world.offer(2, (1, 2, 3))
+    plan = world.step()
+    assert [chunk.prompt_id for chunk in plan.ready] == [1]
+    assert [(chunk.prompt_id, len(chunk.blocks)) for chunk in plan.chunks] == [(2, 1)]
+    assert cache.pinned_blocks == 0
 
 
 def test_an_evicted_beginning_is_computed_again_and_the_kept_rest_adopted() -> None:

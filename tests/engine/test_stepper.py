@@ -69,7 +69,7 @@ lengths = st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 129, 255, 256
 prompt_lists = st.lists(st.tuples(stems, lengths, st.integers(0, 2)), min_size=1, max_size=7)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     prompt_lists, st.sampled_from([0, 2, 8]), st.booleans(), st.sampled_from(list(Order)), st.sampled_from([128, 512])
 )
@@ -133,7 +133,7 @@ def captured_at_once(forward: Callable[[], torch.Tensor]) -> Callable[[], torch.
     return forward
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, CHUNK_TOKENS), st.integers(0, 3)), min_size=1, max_size=6))
 def test_a_step_laid_into_a_bucket_has_the_bits_of_an_eager_one(drawn: list[tuple[int, int]]) -> None:
     runner = runner_of("int8")
