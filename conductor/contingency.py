@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from onebeat.conductor.records import Priority
 from onebeat.engine.errors import OnebeatError
@@ -21,7 +21,7 @@ class ShedError(OnebeatError):
 
 
 class _Waiter:
-    __slots__ = ("future", "order", "routes", "timer", "until")
+    __slots__ = ("due_at", "future", "order", "routes", "timer", "until")
 
     def __init__(
         self, order: tuple[int, int], until: float, routes: frozenset[str], future: asyncio.Future[None]
@@ -30,6 +30,7 @@ class _Waiter:
         self.until = until
         self.routes = routes
         self.future = future
+        self.due_at = math.inf
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -65,7 +66,8 @@ class WaitingRoom:
         self._waiters.append(waiter)
         at = min(until, deadline)
         if at < math.inf:
-            waiter.timer = loop.call_at(at, self._due, waiter.routes, loop.time)
+            waiter.due_at = at
+            waiter.timer = loop.call_at(at, self._due, at)
         try:
             await waiter.future
         finally:
@@ -83,10 +85,13 @@ class WaitingRoom:
             if not waiter.future.done():
                 waiter.future.set_result(None)
 
-    def _due(self, routes: frozenset[str], now: Callable[[], float]) -> None:
-        """A reset has come: everybody whose time it is wakes, the most urgent first, so that they ask in that order."""
-        at = now() + 1e-3
-        due = [w for w in self._waiters if w.timer is not None and w.timer.when() <= at and not w.future.done()]
+    def _due(self, at: float) -> None:
+        """A reset has come: everybody whose time it is wakes, the most urgent first, so that they ask in that order.
+
+        `at` is the time that was set, not the clock's: uvloop's timers fire by the millisecond, a little early too, and
+        its handles do not all tell their time.
+        """
+        due = [waiter for waiter in self._waiters if waiter.due_at <= at + 1e-3 and not waiter.future.done()]
         for waiter in sorted(due, key=lambda waiter: waiter.order):
             waiter.future.set_result(None)
 
