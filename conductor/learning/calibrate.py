@@ -91,18 +91,42 @@ def platt(logits: Doubles, score: Doubles) -> tuple[float, float]:
     right, wrong = score.sum(), (1 - score).sum()
     target = score * ((right + 1) / (right + 2)) + (1 - score) * (1 / (wrong + 2))
     design = np.stack([logits, np.ones_like(logits)], 1)
-    beta = np.array([1.0, 0.0])
-    prior = np.array([SLOPE_PRIOR, 0.05])
-    for _ in range(50):
-        predicted = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
-        gradient = design.T @ (predicted - target) + prior * (beta - np.array([1.0, 0.0]))
-        curvature = (design * (predicted * (1 - predicted))[:, None]).T @ design + np.diag(prior)
-        step = np.linalg.solve(curvature, gradient)
-        beta = beta - step
-        if np.abs(step).max() < 1e-9:
-            break
+    beta = penalised_logistic(design, target, np.array([1.0, 0.0]), np.array([SLOPE_PRIOR, 0.05]))
     # A negative slope would turn the ranking round: the logits then carry nothing, and the base rate is the answer.
     return (float(beta[0]), float(beta[1])) if beta[0] > 0 else (0.0, math.log((right + 1) / (wrong + 1)))
+
+
+def penalised_logistic(design: Doubles, target: Doubles, prior: Doubles, penalty: Doubles) -> Doubles:
+    """[k] coefficients that minimise cross-entropy + 0.5 * penalty . (beta - prior)^2, by Newton's method.
+
+    Each step is halved until it helps: far from the optimum a whole one overshoots, and the next diverges.
+    """
+    beta = prior.copy()
+    value = _objective(design, target, prior, penalty, beta)
+    for _ in range(60):
+        predicted = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
+        gradient = design.T @ (predicted - target) + penalty * (beta - prior)
+        information = predicted * (1 - predicted) + 1e-9
+        step = np.linalg.solve((design * information[:, None]).T @ design + np.diag(penalty), gradient)
+        share = 1.0
+        while share > 1e-6:
+            candidate = beta - share * step
+            lower = _objective(design, target, prior, penalty, candidate)
+            if lower <= value:
+                break
+            share /= 2
+        else:
+            break
+        beta, value = candidate, lower
+        if np.abs(share * step).max() < 1e-9:
+            break
+    return np.asarray(beta)
+
+
+def _objective(design: Doubles, target: Doubles, prior: Doubles, penalty: Doubles, beta: Doubles) -> float:
+    logits = design @ beta
+    cross_entropy = np.logaddexp(0.0, logits) - target * logits
+    return float(cross_entropy.sum() + 0.5 * (penalty * np.square(beta - prior)).sum())
 
 
 def isotonic(logits: Doubles, score: Doubles) -> tuple[Doubles, Doubles]:

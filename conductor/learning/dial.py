@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from onebeat.conductor.learning.curves import Choices, Doubles, Judged, choose, dial_positions
+from onebeat.conductor.learning.curves import Choices, Doubles, Judged, choose, dial_positions, reference_cost
 from onebeat.engine.errors import ConstraintError, InputError
 
-POSITIONS = 41
+POSITIONS = 81
 BOOTSTRAPS = 200
 
 
@@ -95,6 +95,22 @@ def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[s
     }
 
 
+def balanced_reference(judged: Judged, share_of_best: float = 0.95) -> float:
+    """The reference cost that puts `share_of_best` of the best single model's quality at tradeoff 0.5.
+
+    So the middle of the dial is a balance on the prompts at hand, whatever the models cost. Where no position reaches
+    that share, or the cheapest choice already does, it is the mean cost of the dearest model.
+    """
+    dearest = reference_cost(judged.cost_usd)
+    best = judged.score.mean(0).max()
+    rows = np.arange(len(judged.score))
+    for tradeoff in dial_positions(201)[1:-1]:
+        chosen = choose(judged.quality, judged.predicted_cost_usd, float(tradeoff), dearest)
+        if judged.score[rows, chosen].mean() >= share_of_best * best:
+            return dearest * float(tradeoff / (1.0 - tradeoff))
+    return dearest
+
+
 def setting(dial: Mapping[str, Any], target: Target) -> Setting:
     """The cheapest position that meets a share, or the best one within the dollars.
 
@@ -136,13 +152,14 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Whether what was promised and what was measured agree within their intervals together."""
-        promised, measured = self.setting.share_of_best, self.measured_share
-        ends, seen = self.setting.share_interval, self.measured_share_interval
+        """Whether the target was met: quality no lower, or cost no higher, than promised, within both intervals."""
         if self.target.usd_per_thousand is not None:
-            promised, measured = self.setting.usd_per_thousand, self.measured_usd_per_thousand
+            excess = self.measured_usd_per_thousand - self.setting.usd_per_thousand
             ends, seen = self.setting.usd_interval, self.measured_usd_interval
-        return abs(promised - measured) <= float(np.hypot(ends[1] - ends[0], seen[1] - seen[0])) / 2 + 1e-9
+        else:
+            excess = self.setting.share_of_best - self.measured_share
+            ends, seen = self.setting.share_interval, self.measured_share_interval
+        return excess <= float(np.hypot(ends[1] - ends[0], seen[1] - seen[0])) / 2 + 1e-9
 
 
 def check(

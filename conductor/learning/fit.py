@@ -278,6 +278,7 @@ def _with_auxiliary(outcomes: Outcomes, auxiliary: Outcomes | None) -> Outcomes:
         models=(*outcomes.models, *extra),
         score=np.concatenate([outcomes.score, more.score], axis=1),
         weight=np.concatenate([outcomes.weight, more.weight], axis=1),
+        propensity=np.concatenate([outcomes.propensity, more.propensity], axis=1),
         output_tokens=np.concatenate([outcomes.output_tokens, more.output_tokens], axis=1),
         input_tokens=np.concatenate([outcomes.input_tokens, more.input_tokens], axis=1),
         cost_usd=np.concatenate([outcomes.cost_usd, more.cost_usd], axis=1),

@@ -7,9 +7,8 @@ Enters: predictions, scores and costs, or a `Curve`. Leaves: numbers. Knows no f
 - PGR, APGR, CPT: RouteLLM (Ong et al., arXiv 2406.18665). Two models; 11 thresholds at the deciles of the predicted
   advantage of the strong one; APGR is the trapezoid area of PGR over the share of strong calls; CPT(x) the share of
   strong calls at which PGR reaches x, interpolated linearly.
-- AIQ: RouterBench (Hu et al., arXiv 2403.12031). The area under the non-decreasing convex hull of (cost, quality),
-  extended flat to the largest cost among the routers compared, divided by that cost. Their code starts the area at
-  the cheapest point, and so do we.
+- AIQ: RouterBench (Hu et al., arXiv 2403.12031). The area under the non-decreasing convex hull of (cost, quality)
+  between the costs c_min and c_max, divided by c_max - c_min. As in the paper; their code divides by c_max.
 - Arena score: RouterArena (Lu et al., arXiv 2510.00202), beta 0.1, costs from 0.0044 to 200 USD per thousand requests.
 """
 
@@ -141,14 +140,17 @@ def _turns_up(a: tuple[float, float], b: tuple[float, float], c: tuple[float, fl
     return (b[1] - a[1]) * (c[0] - b[0]) <= (c[1] - b[1]) * (b[0] - a[0])
 
 
-def aiq(cost: Doubles, quality: Doubles, largest_cost: float | None = None) -> float:
-    """RouterBench's average improvement in quality. `largest_cost`: over all routers compared; ours by default."""
-    costs, qualities = hull(cost, quality)
-    end = max(float(costs[-1]), largest_cost or 0.0)
-    if end <= 0:
+def aiq(cost: Doubles, quality: Doubles, cheapest: tuple[float, float], dearest: tuple[float, float]) -> float:
+    """RouterBench's average improvement in quality, between the (cost, quality) of the cheapest and dearest model.
+
+    The hull runs from the cheapest model, which any router may be mixed with, and flat to the dearest one's cost.
+    """
+    costs, qualities = hull(np.r_[cheapest[0], cost], np.r_[cheapest[1], quality])
+    start, end = cheapest[0], max(dearest[0], float(cheapest[0]))
+    if end <= start:
         return float(qualities[-1])
-    area = np.trapezoid(np.r_[qualities, qualities[-1]], np.r_[costs, end])
-    return float(area / end)
+    grid = np.unique(np.r_[start, costs[(costs > start) & (costs < end)], end])
+    return float(np.trapezoid(np.interp(grid, costs, qualities), grid) / (end - start))
 
 
 def arena_score(quality: float, cost_usd_per_thousand: float) -> float:

@@ -40,7 +40,7 @@ REQUIRED = ("prompt", "model", "score")
 OPTIONAL = ("input_tokens", "output_tokens", "cost_usd", "latency_ms", "group", "time", "weight", "propensity")
 FIELDS = (*REQUIRED, "messages", *OPTIONAL)
 UNGROUPED = "ungrouped"
-_NUMBERS = ("score", "input_tokens", "output_tokens", "cost_usd", "weight")
+_NUMBERS = ("score", "input_tokens", "output_tokens", "cost_usd", "weight", "propensity")
 MAX_CELLS = 200_000_000
 """Prompts times models of one table: four float32 tables of this size take 3.2 GB, the most that fits in 4 GB."""
 
@@ -86,6 +86,8 @@ class Outcomes:
     """[n, M]"""
     weight: Floats
     """[n, M], 0 where there is no score."""
+    propensity: Floats
+    """[n, M] with what probability a router chose this model."""
     time_s: NDArray[np.float64]
     """[n] seconds since 1970 of the newest outcome of each prompt, NaN where unknown."""
     report: ReadReport
@@ -101,6 +103,7 @@ class Outcomes:
             self.input_tokens[rows],
             self.cost_usd[rows],
             self.weight[rows],
+            self.propensity[rows],
             self.time_s[rows],
             self.report,
         )
@@ -120,6 +123,7 @@ class Outcomes:
             self.input_tokens[:, keep],
             self.cost_usd[:, keep],
             self.weight[:, keep],
+            self.propensity[:, keep],
             self.time_s,
             self.report,
         )
@@ -210,6 +214,7 @@ class Gatherer:
             tables["input_tokens"],
             tables["cost_usd"],
             weight.astype(np.float32),
+            tables["propensity"],
             np.asarray(self._times),
             report,
         )

@@ -17,7 +17,7 @@ import numpy as np
 from onebeat.conductor.learning import dial, fit
 from onebeat.conductor.learning.artifact import link_backbone, write_head
 from onebeat.conductor.learning.costs import Costs, Price, costs, prices_for
-from onebeat.conductor.learning.curves import Judged, reference_cost
+from onebeat.conductor.learning.curves import Judged
 from onebeat.conductor.learning.drift import baseline
 from onebeat.conductor.learning.features import Features, Reading, extract
 from onebeat.conductor.learning.metrics import auc_overall, auc_per_model, auc_within, calibration_error
@@ -170,7 +170,7 @@ def describe(
     judged = judged_of(
         head.out_of_fold, costs(table, prices, features.prompt_tokens[rows], head.out_of_fold_tokens), table
     )
-    reference = reference_cost(judged.cost_usd)
+    reference = dial.balanced_reference(judged)
     files = ", ".join(path.name for path in job.files)
     states = fit.side_by_side(features.states, head.taps)[rows]
     means = np.nanmean(np.where(np.isfinite(table.score), table.score, np.nan), axis=0)

@@ -1,0 +1,153 @@
+"""What a learned router must beat: choices that need no head, and heads that need no backbone.
+
+Enters: the fitting and judging sides of a split. Leaves: predicted quality `[n, M]` per baseline, to be traced by the
+same dial, or fixed operating points. Uses scikit-learn (the `train` extra) for TF-IDF only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from onebeat.conductor.learning import solve
+from onebeat.conductor.learning.curves import Curve, Doubles, Judged
+from onebeat.conductor.learning.outcomes import Outcomes
+from onebeat.engine.records import Prompt
+
+Floats = NDArray[np.float32]
+NEIGHBOURS = 40
+TERMS = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """Always the same model."""
+
+    model: str
+    quality: float
+    cost_usd: float
+
+
+def singles(judged: Judged) -> list[Single]:
+    """Every model by itself, dearest first."""
+    held = [
+        Single(name, float(judged.score[:, column].mean()), float(judged.cost_usd[:, column].mean()))
+        for column, name in enumerate(judged.models)
+    ]
+    return sorted(held, key=lambda single: -single.cost_usd)
+
+
+def best_on_fit(outcomes: Outcomes, judged: Judged) -> Single:
+    """The model with the best mean on the fitting side: what one would deploy without a router, chosen honestly."""
+    means = np.nan_to_num(np.nanmean(np.where(outcomes.weight > 0, outcomes.score, np.nan), axis=0), nan=-1.0)
+    name = outcomes.models[int(np.argmax(means))]
+    return next(single for single in singles(judged) if single.model == name)
+
+
+def random_mix(judged: Judged, cost_usd: float) -> float:
+    """The quality of the best random mix of two models at a mean cost: the concave hull of the single models."""
+    from onebeat.conductor.learning.metrics import hull
+
+    held = singles(judged)
+    costs, qualities = hull(np.array([s.cost_usd for s in held]), np.array([s.quality for s in held]))
+    return float(np.interp(cost_usd, costs, qualities))
+
+
+def per_source_means(outcomes: Outcomes, groups: Sequence[str]) -> Doubles:
+    """[n, M] each model's mean score in the prompt's source: an oracle of the data set, blind to the prompt."""
+    overall = np.nanmean(outcomes.score, axis=0)
+    names = np.asarray(outcomes.groups)
+    means = {}
+    for name in set(groups):
+        inside = outcomes.score[names == name]
+        known = np.isfinite(inside).sum(0)
+        # Sources that were never seen, or hardly, lean on the model's overall mean, worth five outcomes.
+        means[name] = (np.nan_to_num(inside).sum(0) + 5.0 * overall) / (known + 5.0)
+    return np.stack([means[group] for group in groups]).astype(np.float64)
+
+
+def per_source_tokens(outcomes: Outcomes, groups: Sequence[str]) -> Floats:
+    """[n, M] mean output tokens in the prompt's source, for the costs that go with `per_source_means`."""
+    names = np.asarray(outcomes.groups)
+    overall = _mean_or(outcomes.output_tokens, solve.DEFAULT_OUTPUT_TOKENS)
+    means = {name: _mean_or(outcomes.output_tokens[names == name], overall) for name in set(groups)}
+    return np.stack([means[group] for group in groups]).astype(np.float32)
+
+
+def neighbours(fitted: Floats, outcomes: Outcomes, states: Floats, count: int = NEIGHBOURS) -> Doubles:
+    """[n, M] the mean score of the `count` nearest fitting prompts by cosine of standardised features."""
+    mean, scale = fitted.mean(0), fitted.std(0) + 1e-6
+    known = (fitted - mean) / scale
+    known = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-9)
+    asked = (states - mean) / scale
+    asked = asked / np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-9)
+    overall = np.nan_to_num(np.nanmean(outcomes.score, axis=0), nan=0.5)
+    held = min(count, len(known))
+    quality = np.empty((len(asked), len(outcomes.models)))
+    for start in range(0, len(asked), 1024):
+        nearness = asked[start : start + 1024] @ known.T
+        nearest = np.argpartition(-nearness, held - 1, axis=1)[:, :held]
+        scores = outcomes.score[nearest]  # [b, held, M]
+        there = np.isfinite(scores).sum(1)
+        total = np.nan_to_num(scores).sum(1)
+        quality[start : start + 1024] = np.where(there > 0, total / np.maximum(there, 1), overall)
+    return quality
+
+
+def tf_idf(fit_prompts: Sequence[Prompt], outcomes: Outcomes, prompts: Sequence[Prompt]) -> Doubles | None:
+    """[n, M] a logistic regression per model on words and pairs of words; None without scikit-learn."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        return None
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), max_features=TERMS, sublinear_tf=True)
+    known = vectorizer.fit_transform([_text(prompt) for prompt in fit_prompts])
+    asked = vectorizer.transform([_text(prompt) for prompt in prompts])
+    quality = np.empty((len(prompts), len(outcomes.models)))
+    for column in range(len(outcomes.models)):
+        there = np.flatnonzero(np.isfinite(outcomes.score[:, column]))
+        target = outcomes.score[there, column] >= 0.5
+        if target.all() or not target.any():
+            quality[:, column] = float(target.mean()) if len(target) else 0.5
+            continue
+        model = LogisticRegression(C=1.0, max_iter=1000).fit(known[there], target)
+        quality[:, column] = model.predict_proba(asked)[:, 1]
+    return quality
+
+
+def oracle(judged: Judged) -> Judged:
+    """The same prompts, with every outcome foreseen."""
+    return Judged(judged.models, judged.score, judged.cost_usd, judged.score, judged.cost_usd, judged.groups)
+
+
+def two_model_curve(judged: Judged, points: int = 51) -> Curve:
+    """The random mix of the cheapest and the best model, as a curve for plots."""
+    held = singles(judged)
+    cheap = min(held, key=lambda single: single.cost_usd)
+    best = max(held, key=lambda single: single.quality)
+    share = np.linspace(0, 1, points)
+    table = np.zeros((points, len(judged.models)))
+    table[:, judged.models.index(cheap.model)] += 1 - share
+    table[:, judged.models.index(best.model)] += share
+    quality = cheap.quality + share * (best.quality - cheap.quality)
+    return Curve(share, quality, cheap.cost_usd + share * (best.cost_usd - cheap.cost_usd), table)
+
+
+def _mean_or(table: Floats, fallback: float | Doubles) -> Doubles:
+    known = np.isfinite(table)
+    total, count = np.where(known, table, 0.0).sum(0), known.sum(0)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), fallback), np.float64)
+
+
+def _text(prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(
+        content if isinstance(content := message.get("content"), str) else msgspec.json.encode(content).decode()
+        for message in prompt
+    )

@@ -1,0 +1,190 @@
+"""`onebeat onboard`: a new model from 20 to 200 graded prompts, the other columns untouched."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from onebeat.engine.errors import InputError
+
+if TYPE_CHECKING:
+    from onebeat.engine.records import Prompt
+
+EXAMPLE = """in two steps:
+  onebeat onboard --router my-router --pool prompts.jsonl --count 50 --chosen to-grade.jsonl
+  onebeat onboard --router my-router --model new-model --outcomes graded.jsonl --pool prompts.jsonl \\
+      --input-usd 1.5 --output-usd 6 --output my-router-2
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `onebeat onboard`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLE
+    add = parser.add_argument
+    add("--router", type=Path, required=True, help="folder of the router")
+    add(
+        "--pool",
+        type=Path,
+        help='prompts as JSON lines of {"prompt": ...}: to choose from, and to state uncertainty over',
+    )
+    add("--count", type=int, default=50, help="how many prompts to choose, 20 to 200 (default %(default)s)")
+    add("--chosen", type=Path, help="write the chosen prompts here and stop")
+    add("--outcomes", nargs="+", type=Path, help="graded outcomes of the new model")
+    add("--model", help="the new model's name")
+    add("--successor-of", help="start from this column instead of the average of all")
+    add("--input-usd", type=float, help="list price per million input tokens")
+    add("--output-usd", type=float, help="list price per million output tokens")
+    add("--output", type=Path, help="folder for the router with the new column")
+    add("--seed", type=int, default=0, help="of ties and the bootstrap (default %(default)s)")
+    add("--cache", type=Path, help="folder for features; default: the user's cache")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Chooses prompts, or fits the column and writes the router."""
+    from onebeat.conductor.learning import onboard
+    from onebeat.conductor.learning.artifact import link_backbone, read_head, write_head
+
+    description, tensors = read_head(args.router)
+    pool = _pool(args.pool) if args.pool else []
+    if args.chosen:
+        quality, _, _ = _predict(args, description, tensors, pool)
+        rows = onboard.choose_prompts(quality, args.count, seed=args.seed)
+        args.chosen.write_bytes(b"".join(msgspec.json.encode(_record(pool[row])) + b"\n" for row in rows))
+        print(f"{len(rows)} prompts to grade are in {args.chosen}")
+        return 0
+    names = [column["name"] for column in description["columns"]]
+    _check(args, names)
+    outcomes = _graded(args)
+    quality, raw, tokens = _predict(args, description, tensors, list(outcomes.prompts))
+    predecessor = names.index(args.successor_of) if args.successor_of else None
+    others = [index for index, name in enumerate(names) if name != args.model]
+    reach = _predict(args, description, tensors, pool) if pool else (quality, raw, tokens)
+    found = onboard.combine(
+        quality[:, others],
+        outcomes.score[:, 0],
+        pool_quality=reach[0][:, others],
+        predecessor=None if predecessor is None else others.index(predecessor),
+        seed=args.seed,
+    )
+    wide = onboard.widen(found, others, len(names))
+    wanted = onboard.predict(wide, reach[0])
+    like, ratio = _length(outcomes.output_tokens[:, 0], tokens, predecessor)
+    column = _column(args, found, outcomes, tokens[:, like] * ratio)
+    table = np.concatenate([reach[1], wanted[:, None]], axis=1)
+    updated, added = onboard.add_column(description, tensors, table, wide, column, ratio, like)
+    fitted = {key: value for key, value in description["fitted"].items() if key != "dial"}
+    updated["fitted"] = fitted | {"onboarded": [*description["fitted"].get("onboarded", []), column["fitted_on"]]}
+    write_head(args.output, updated, added)
+    link_backbone(args.router, args.output)
+    print("\n".join(onboard.shown(wide, names)))
+    print(f"written: {args.output} (its solved dial is gone: fit it anew when outcomes of every model are at hand)")
+    return 0
+
+
+def _check(args: argparse.Namespace, names: list[str]) -> None:
+    needed = {"--model": args.model, "--outcomes": args.outcomes, "--output": args.output}
+    needed |= {"--input-usd": args.input_usd, "--output-usd": args.output_usd}
+    missing = [flag for flag, value in needed.items() if value is None]
+    if missing:
+        raise InputError(f"onboarding needs {', '.join(missing)}; or --pool and --chosen, to choose prompts to grade.")
+    if args.successor_of is not None and args.successor_of not in names:
+        raise InputError(f"--successor-of is {args.successor_of!r}; the columns are {', '.join(names)}.")
+
+
+def _graded(args: argparse.Namespace) -> Any:
+    from onebeat.conductor.learning.sources import read_outcomes
+
+    outcomes = read_outcomes(args.outcomes, models=[args.model])
+    for line in outcomes.report.lines():
+        print(line, file=sys.stderr)
+    return outcomes.with_models([args.model])
+
+
+def _predict(
+    args: argparse.Namespace, description: dict[str, Any], tensors: dict[str, Any], prompts: list[Prompt]
+) -> tuple[Any, Any, Any]:
+    """Calibrated quality, raw values and output tokens, each [n, M]."""
+    from onebeat.conductor.learning.features import Reading, extract
+    from onebeat.conductor.learning.fit import side_by_side
+    from onebeat.conductor.learning.progress import Progress
+    from onebeat.engine.default_router import CACHE_FOLDER
+    from onebeat.engine.head import Head
+
+    if not prompts:
+        raise InputError("there are no prompts; give --pool with one prompt per line.")
+    taps = tuple((tap["layer"], tap["pooling"]) for tap in description["taps"])
+    precision = description["fitted"].get("precision", "int8")
+    features = extract(
+        args.router,
+        prompts,
+        Reading(taps, description["template"], description["max_prompt_tokens"], precision),
+        cache_folder=args.cache or CACHE_FOLDER / "features",
+        progress=Progress("reading prompts"),
+    )
+    if features.refused:
+        row, why = next(iter(features.refused.items()))
+        raise InputError(f"{len(features.refused)} prompts cannot be read (the first is number {row + 1}: {why})")
+    states = side_by_side(features.states, taps)
+    head = Head.from_tensors(
+        tensors,
+        kind=description["head"]["kind"],
+        columns=[column["name"] for column in description["columns"]],
+        features=states.shape[1],
+        calibration=description["calibration"],
+    )
+    return *head.score_in_bulk(states)[:1], head.uncalibrated(states)[0], head.score_in_bulk(states)[1]
+
+
+def _length(actual: Any, predicted: Any, predecessor: int | None) -> tuple[int, float]:
+    """The column whose answer lengths the new model's resemble most, and by what factor they differ."""
+    known = np.isfinite(actual)
+    if known.sum() < 5:
+        return (0 if predecessor is None else predecessor), 1.0
+    logs, others = np.log(np.maximum(actual[known], 1.0)), np.log(np.maximum(predicted[known], 1.0))
+    gaps = (others - logs[:, None]).std(0)
+    like = predecessor if predecessor is not None else int(np.argmin(gaps))
+    return like, float(actual[known].sum() / predicted[known, like].sum())
+
+
+def _column(args: argparse.Namespace, found: Any, outcomes: Any, tokens: Any) -> dict[str, Any]:
+    low, high = found.mean_interval
+    return {
+        "name": args.model,
+        "input_usd_per_million": args.input_usd,
+        "output_usd_per_million": args.output_usd,
+        "mean_quality": round(found.mean_quality, 5),
+        "mean_output_tokens": round(float(tokens.mean()), 1),
+        "fitted_on": f"{args.model}: {found.prompts} prompts by onboarding; mean quality {low:.3f} to {high:.3f}",
+        "fitted_at": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _pool(path: Path) -> list[Prompt]:
+    prompts: list[Prompt] = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = msgspec.json.decode(line)
+        except msgspec.DecodeError as error:
+            raise InputError(f"{path}:{number} is not JSON: {error}.") from None
+        prompt = record if isinstance(record, str) else (record.get("prompt") or record.get("messages"))
+        if not prompt:
+            raise InputError(f'{path}:{number} has neither "prompt" nor "messages".')
+        prompts.append(prompt)
+    return prompts
+
+
+def _record(prompt: Prompt) -> dict[str, Any]:
+    return {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}

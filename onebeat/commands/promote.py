@@ -1,0 +1,45 @@
+"""`onebeat promote`: puts a candidate head in service when it is no worse, keeping the previous one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `onebeat promote`."""
+    add = parser.add_argument
+    add("candidate", nargs="?", type=Path, help="folder with the candidate's router.json and router_head.safetensors")
+    add("--router", type=Path, required=True, help="folder of the router in service")
+    add("--outcomes", nargs="+", type=Path, help="outcomes that neither head was fitted on, or the gateway's ledger")
+    add("--dry-run", action="store_true", help="judge only")
+    add("--roll-back", action="store_true", help="put the previous head back instead")
+    add("--cache", type=Path, help="folder for features; default: the user's cache")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judges, then promotes. Returns 3 when the candidate is refused."""
+    from onebeat.conductor.learning.promote import judge, promote, roll_back
+    from onebeat.conductor.learning.sources import read_outcomes
+    from onebeat.engine.default_router import CACHE_FOLDER
+    from onebeat.engine.errors import InputError
+
+    if args.roll_back:
+        print(f"back in service: the head that was kept in {roll_back(args.router)}")
+        return 0
+    if args.candidate is None or not args.outcomes:
+        raise InputError("promote needs a candidate's folder and --outcomes to judge it on, or --roll-back.")
+    outcomes = read_outcomes(args.outcomes)
+    for line in outcomes.report.lines():
+        print(line, file=sys.stderr)
+    verdict = judge(args.router, args.candidate, outcomes, cache_folder=args.cache or CACHE_FOLDER / "features")
+    print(verdict.sentence())
+    if verdict.worse:
+        print(f"refused: {args.router} is unchanged", file=sys.stderr)
+        return 3
+    if not args.dry_run:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        print(f"promoted; the previous head is kept in {promote(args.router, args.candidate, stamp)}")
+    return 0

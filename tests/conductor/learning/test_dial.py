@@ -1,0 +1,82 @@
+"""The dial: what it promises on validation holds on other prompts, and what is out of reach is said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onebeat.conductor.learning import dial
+from onebeat.conductor.learning.curves import Judged, choose, reference_cost
+from onebeat.engine.errors import ConstraintError, InputError
+from tests.conductor.learning.made_up import judged
+
+
+@pytest.mark.parametrize("target", ["90%", "0.9 usd", "0.95"])
+def test_a_target_holds_on_other_prompts(target: str) -> None:
+    held = 0
+    for seed in range(6):
+        validation, test = judged(seed, 600), judged(seed + 100, 600)
+        reference = reference_cost(validation.cost_usd)
+        solved = dial.solve(validation, reference, seed=seed)
+        check = dial.check(solved, dial.parse_target(target), test, reference, seed=seed)
+        held += check.holds
+        low, high = check.measured_share_interval
+        assert low < check.measured_share < high
+    assert held >= 5
+
+
+def test_a_prediction_that_does_not_carry_over_does_not_hold() -> None:
+    validation, test = judged(0, 600), judged(100, 600)
+    misled = Judged(test.models, validation.quality, test.predicted_cost_usd, test.score, test.cost_usd, test.groups)
+    reference = reference_cost(validation.cost_usd)
+    solved = dial.solve(validation, reference)
+    target = dial.parse_target("99%")
+    assert dial.check(solved, target, test, reference).holds
+    assert not dial.check(solved, target, misled, reference).holds
+
+
+def test_the_setting_is_the_cheapest_that_promises_enough() -> None:
+    solved = dial.solve(judged(1), 0.002)
+    found = dial.setting(solved, dial.Target(share_of_best=0.9))
+    assert found.share_of_best >= 0.9
+    points = solved["points"]
+    assert isinstance(points, list)
+    assert all(p["usd_per_thousand"] >= found.usd_per_thousand for p in points if p["share_of_best"] >= 0.9)
+    spent = dial.setting(solved, dial.Target(usd_per_thousand=1.0))
+    assert spent.usd_per_thousand <= 1.0
+    assert all(
+        p["quality"] <= spent.share_of_best * solved["best_quality"] + 1e-3
+        for p in points
+        if p["usd_per_thousand"] <= 0.5
+    )
+
+
+def test_half_the_dial_is_a_balance() -> None:
+    table = judged(2, 1500)
+    reference = dial.balanced_reference(table)
+    chosen = choose(table.quality, table.predicted_cost_usd, 0.5, reference)
+    share = table.score[np.arange(len(chosen)), chosen].mean() / table.score.mean(0).max()
+    assert share == pytest.approx(0.95, abs=0.01)
+
+
+def test_what_is_out_of_reach_is_said() -> None:
+    solved = dial.solve(judged(1), 0.002)
+    with pytest.raises(ConstraintError, match=r"150 % of dear's quality is out of reach: the most is"):
+        dial.setting(solved, dial.Target(share_of_best=1.5))
+    with pytest.raises(ConstraintError, match="out of reach: the least is"):
+        dial.setting(solved, dial.Target(usd_per_thousand=0.0001))
+    with pytest.raises(InputError, match="no solved dial"):
+        dial.setting({}, dial.Target(share_of_best=0.9))
+
+
+@pytest.mark.parametrize("text", ["", "cheap", "500", "-"])
+def test_targets_that_mean_nothing(text: str) -> None:
+    with pytest.raises(InputError, match="target is"):
+        dial.parse_target(text)
+
+
+def test_targets_in_words() -> None:
+    assert dial.parse_target("95 % of the best").share_of_best == 0.95
+    assert dial.parse_target("0.9").share_of_best == 0.9
+    assert dial.parse_target("$0.40").usd_per_thousand == 0.4
+    assert dial.parse_target("0.40 USD per thousand").usd_per_thousand == 0.4
