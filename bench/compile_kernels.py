@@ -73,7 +73,7 @@ def attention_launches(gpu: Facts, full: bool) -> Iterator[tuple[str, Launch]]:
     for head_size in (64, 96, 128):
         for dtype in (torch.bfloat16, torch.float16, torch.float32) if full else (torch.bfloat16,):
             for block, window in ((None, None), (128, None), (16, None), (None, 4096), (16, 4096)):
-                if (window is not None or block == 16) and not full and head_size != 128:
+                if (window is not None or block == 16) and not full and (head_size, gpu.arch) != (128, "sm_90"):
                     continue
                 qkv = empty(4096, 36, head_size, dtype=dtype)
                 cache = qkv[:, 28:32] if block is None else empty(512, block, 4, head_size, dtype=dtype)
@@ -154,7 +154,8 @@ def compile_launch(launch: Launch, arch: str) -> dict[str, Any]:
     text = compiled.asm["ptx" if cuda else "amdgcn"]
     found = next((name for name in INSTRUCTIONS if name in text), None)
     usage = cuda_usage(compiled.asm["cubin"]) if cuda else amd_usage(text)
-    return {**usage, "shared_bytes": compiled.metadata.shared, "matrix_instruction": found, "s": round(seconds, 2)}
+    usage["shared_bytes"] = compiled.metadata.shared
+    return {**usage, "matrix_instruction": found, "compile_seconds": round(seconds, 2)}
 
 
 def cuda_usage(cubin: bytes) -> dict[str, int]:

@@ -113,7 +113,8 @@ def _attention_kernel(
             queried, total, peak, weight, k, v, at, rows, key, position, context, window, scale,
             HEAD, BLOCK_D, BLOCK_N, True, WINDOW,
         )  # fmt: skip
-    result = tl.div_rn(total, tl.zeros_like(total) + weight[:, None])
+    # A row that is stored weighs at least 1; rows beyond the tile's tokens may weigh nothing.
+    result = tl.div_rn(total, tl.zeros_like(total) + tl.maximum(weight, 0.5)[:, None])
     heads = tl.num_programs(0) * GROUP
     places = out + (row_start * heads * HEAD + head * HEAD)[:, None] + lane[None, :]
     tl.store(places, result.to(out.dtype.element_ty), mask=inside)

@@ -6,10 +6,12 @@ CPU paths work all the same: `jit` then leaves functions alone, and launching on
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +37,7 @@ __all__ = [
     "Launch",
     "TensorDescriptor",
     "facts",
+    "fingerprint",
     "gdc_launch_dependents",
     "gdc_wait",
     "jit",
@@ -127,6 +130,15 @@ class Launch:
 def pdl_options(enabled: bool) -> dict[str, Any]:
     """The compiler options of programmatic dependent launch."""
     return {"launch_pdl": True} if enabled else {}
+
+
+def fingerprint() -> str:
+    """A hash of the kernels' sources and the tuning table: whether measurements are of the code at hand."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.py"), folder / "tuning.json"]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def power_of_two(number: int) -> int:

@@ -47,15 +47,20 @@ def expect(
     if tensor.dtype not in dtypes:
         refuse(op, name, tensor.dtype, " or ".join(str(dtype) for dtype in dtypes))
     got = tensor.shape
-    if len(got) != len(shape) or any(want is not None and want != size for want, size in zip(shape, got, strict=True)):
+    fits = len(got) == len(shape)
+    for size, want in zip(got, shape, strict=False):
+        if want is not None and size != want:
+            fits = False
+    if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         refuse(op, f"{name}'s shape", list(got), f"[{wanted}]")
     if device is not None and tensor.device != device:
         refuse(op, f"{name}'s device", tensor.device, f"{device}, where the other tensors are")
+    if tensor.is_contiguous():
+        return
     if dense:
-        if not tensor.is_contiguous():
-            refuse(op, name, f"not contiguous (strides {tensor.stride()})", "a contiguous tensor: call .contiguous()")
-    elif got[-1] > 1 and tensor.stride(-1) != 1:
+        refuse(op, name, f"not contiguous (strides {tensor.stride()})", "a contiguous tensor: call .contiguous()")
+    if got[-1] > 1 and tensor.stride(-1) != 1:
         refuse(op, f"{name}'s last stride", tensor.stride(-1), "1: call .contiguous()")
 
 

@@ -1,0 +1,75 @@
+"""What the kernel tests share: the device (a GPU, or the CPU under Triton's interpreter), poison, and tolerances."""
+
+import pytest
+import torch
+
+from onebeat.kernels import backend
+
+pytestmark = pytest.mark.skipif(backend.MISSING is not None, reason="Triton cannot be imported")
+
+ALLOWED = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+"""Rounding of the result's type, twice over; float32 also covers the length of the sums here."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in getattr(item, "fixturenames", ()) and backend.MISSING is not None:
+            item.add_marker(pytest.mark.skip(reason=f"Triton cannot be imported: {backend.MISSING}"))
+
+
+@pytest.fixture
+def device():
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def gpu(device):
+    return backend.facts(device)
+
+
+@pytest.fixture
+def dtypes():
+    """The interpreter multiplies bf16 matrices wrongly; a GPU does not."""
+    return (torch.float16, torch.bfloat16) if torch.cuda.is_available() else (torch.float16,)
+
+
+@pytest.fixture
+def poisoned(device):
+    """Makes outputs that no kernel may leave as they are: NaN, or 77."""
+
+    def make(*shape, dtype=torch.float32):
+        return torch.full(shape, float("nan") if dtype.is_floating_point else 77, dtype=dtype, device=device)
+
+    return make
+
+
+@pytest.fixture
+def agree():
+    """Asserts agreement with a float64 reference, to the rounding of the result's type times the result's own size."""
+
+    def check(actual, expected, times=1.0):
+        assert actual.shape == expected.shape
+        assert not actual.isnan().any(), "poison was left in the output"
+        if not expected.numel():
+            return
+        size = expected.abs().clamp(min=expected.abs().mean().item() or 1e-30)
+        error = ((actual.double() - expected.double()).abs() / size).max().item()
+        allowed = ALLOWED[actual.dtype] * times
+        assert error <= allowed, f"off by {error:.2e}, {allowed:.2e} is allowed"
+
+    return check
+
+
+@pytest.fixture
+def packed(device):
+    """The bounds of sequences packed one after the other: int32 [S+1]."""
+
+    def make(lengths):
+        return torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(20)
