@@ -23,7 +23,6 @@ from onebeat.kernels.pool import head
 from onebeat.kernels.shapes import ModelShape
 
 PROMPTS = ([128], [512], [2048], [128] * 64)
-FLOOR_BYTES_NOTE = "weights read once, or operations at the int8 rate, whichever is longer"
 COLUMNS = 16
 
 
@@ -128,7 +127,7 @@ def transformers_calls(
     config = Qwen2Config(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.feed_forward,
         num_hidden_layers=shape.layers, num_attention_heads=shape.query_heads, num_key_value_heads=shape.key_heads,
-        max_position_embeddings=32768, rms_norm_eps=1e-6, use_cache=False, attn_implementation="sdpa",
+        max_position_embeddings=32768, rms_norm_eps=1e-6, head_dim=shape.head_size, use_cache=False, attn_implementation="sdpa",
     )  # fmt: skip
     with torch.device(device):
         before = torch.get_default_dtype()
