@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from gpu_timing import wall_ms
-from onebeat.engine.layer import Matrix
 from torch import Tensor
 
 from onebeat.engine.batch import pack
 from onebeat.engine.config import BackboneConfig
+from onebeat.engine.layer import Matrix
 from onebeat.engine.loading import load_backbone
 from onebeat.engine.runner import Runner
 from onebeat.kernels.pool import head
@@ -127,7 +127,8 @@ def transformers_calls(
     config = Qwen2Config(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.feed_forward,
         num_hidden_layers=shape.layers, num_attention_heads=shape.query_heads, num_key_value_heads=shape.key_heads,
-        max_position_embeddings=32768, rms_norm_eps=1e-6, head_dim=shape.head_size, use_cache=False, attn_implementation="sdpa",
+        max_position_embeddings=32768, rms_norm_eps=1e-6, head_dim=shape.head_size, use_cache=False,
+        attn_implementation="sdpa",
     )  # fmt: skip
     with torch.device(device):
         before = torch.get_default_dtype()
