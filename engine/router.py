@@ -120,7 +120,8 @@ class Router:
         start = time.perf_counter()
         pooled = self.runner.features([prompt.token_ids for prompt in prepared]).numpy()  # [n, taps*H]
         self._refuse_not_finite(pooled, "hidden states")
-        quality, output_tokens = self.head.score(pooled)
+        with np.errstate(all="ignore"):  # What overflows is refused on the next line.
+            quality, output_tokens = self.head.score(pooled)
         self._refuse_not_finite(quality + output_tokens, "scores")
         compute_ms = (time.perf_counter() - start) * 1e3
         return Scores(

@@ -1,4 +1,4 @@
-"""Writes a checkpoint with random weights: any of the four families, any shape, seeded, one tensor in memory at a time.
+"""Writes a checkpoint with random weights: any of the four families, any shape, seeded, in little memory.
 
     python -m tools.synthetic_checkpoint FOLDER --preset qwen2.5-7b --router
     python -m tools.synthetic_checkpoint FOLDER --family llama --hidden 64 --layers 2 --feed-forward 96 --heads 4 2 16
@@ -26,6 +26,7 @@ from onebeat.engine.config import FAMILIES, BackboneConfig, RopeScaling
 from onebeat.engine.weights import layer_parts
 
 WEIGHT_DEVIATION = 0.02
+PIECE_NUMBERS = 2**24
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "[[1]]", "[[2]]", "[[3]]", "[[4]]", "[[5]]"]
 CHAT_TEMPLATE = (
@@ -145,13 +146,17 @@ def plan(config: BackboneConfig) -> Iterator[Planned]:
         yield Planned("lm_head.weight", (config.vocab_size, config.hidden_size))
 
 
-def random_tensor(planned: Planned, seed: int, dtype: str) -> torch.Tensor:
-    """Norms near 1, everything else uniform around 0: seeded by the name, so that shards do not matter."""
+def random_numbers(planned: Planned, seed: int, dtype: str) -> Iterator[torch.Tensor]:
+    """A tensor's numbers, flat and in pieces: norms near 1, everything else uniform around 0.
+
+    Seeded by the name, so that shards do not matter; in pieces, because an embedding alone may be a gigabyte.
+    """
     key = int.from_bytes(hashlib.sha256(f"{seed} {planned.name}".encode()).digest()[:8], "little")
-    raw = np.random.Generator(np.random.SFC64(key)).bytes(2 * prod(planned.shape))
-    uniform = torch.frombuffer(bytearray(raw), dtype=torch.int16).view(planned.shape)
-    scaled = uniform.to(getattr(torch, dtype)) * (WEIGHT_DEVIATION * 3**0.5 / 2**15)
-    return scaled + 1 if planned.name.endswith("norm.weight") else scaled
+    random, count = np.random.Generator(np.random.SFC64(key)), prod(planned.shape)
+    for first in range(0, count, PIECE_NUMBERS):
+        raw = random.integers(-(2**15), 2**15, min(PIECE_NUMBERS, count - first), dtype=np.int16)
+        scaled = torch.from_numpy(raw).to(getattr(torch, dtype)) * (WEIGHT_DEVIATION * 3**0.5 / 2**15)
+        yield scaled + 1 if planned.name.endswith("norm.weight") else scaled
 
 
 def hugging_face_config(config: BackboneConfig) -> dict[str, Any]:
@@ -217,7 +222,8 @@ def _write_shard(file: BinaryIO, shard: Sequence[Planned], seed: int, dtype: str
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for planned in shard:
-        file.write(random_tensor(planned, seed, dtype).view(torch.uint8).numpy().data)
+        for piece in random_numbers(planned, seed, dtype):
+            file.write(piece.view(torch.uint8).numpy().data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
