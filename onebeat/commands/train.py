@@ -59,11 +59,14 @@ def run(args: argparse.Namespace) -> int:
     from onebeat.engine.default_router import CACHE_FOLDER, default_router_path
 
     recipes: tuple[Recipe, ...] = fit.RECIPES
+    fleet = _scored_by_fleet(args.fleet)
     if args.recipe:
-        recipes = tuple(recipe for recipe in (*fit.RECIPES, *fit.NETWORKS) if recipe.kind in args.recipe)
-        if not recipes:
-            kinds = sorted({recipe.kind for recipe in (*fit.RECIPES, *fit.NETWORKS)})
-            raise InputError(f"--recipe is {', '.join(args.recipe)}; it is one of {', '.join(kinds)}.")
+        known = (*fit.RECIPES, *fit.NETWORKS)
+        recipes = tuple(recipe for recipe in known if recipe.kind in args.recipe)
+        for kind in args.recipe:
+            if all(recipe.kind != kind for recipe in known):
+                kinds = sorted({recipe.kind for recipe in known})
+                raise InputError(f"--recipe is {kind}; it is one of {', '.join(kinds)}.")
     job = Job(
         files=tuple(args.outcomes),
         backbone=default_router_path() if args.backbone == "default" else Path(args.backbone),
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         auxiliary=not args.only_these,
     )
     result = train(job, lambda line: print(line, file=sys.stderr, flush=True))
-    for warning in [*result.warnings, *_against_fleet(args.fleet, result)]:
+    for warning in [*result.warnings, *_against_fleet(args.fleet, fleet, result)]:
         print(f"warning: {warning}", file=sys.stderr)
     print(text(result))
     print(f"written: {args.output}")
@@ -126,18 +129,23 @@ def _taps(text: str) -> tuple[TapName, ...]:
     return tuple((int(layer), pooling or "mean") for layer, _, pooling in parts)
 
 
-def _against_fleet(path: Path | None, result: Result) -> list[str]:
+def _scored_by_fleet(path: Path | None) -> dict[str, str]:
+    """Each model of the fleet and the column that scores it. Read before anything long starts."""
+    if path is None:
+        return {}
+    from onebeat.conductor.fleet_file import load_fleet
+
+    return {name: model.scored_as or name for name, model in load_fleet(path).models.items()}
+
+
+def _against_fleet(path: Path | None, fleet: dict[str, str], result: Result) -> list[str]:
     """Columns that no model of the fleet uses, and fleet models that have no column."""
     if path is None:
         return []
-    from onebeat.conductor.fleet_file import load_fleet
-
-    fleet = load_fleet(path)
-    scored = {model.scored_as or name for name, model in fleet.models.items()}
     columns = [column["name"] for column in result.description["columns"]]
-    unused = [f"column {name} is scored by no model of {path.name}" for name in columns if name not in scored]
-    return unused + [
-        f"{name} of {path.name} is scored as {model.scored_as or name}, for which there is no column"
-        for name, model in fleet.models.items()
-        if (model.scored_as or name) not in columns
+    unused = [name for name in columns if name not in fleet.values()]
+    return [f"column {name} is scored by no model of {path.name}" for name in unused] + [
+        f"{name} of {path.name} is scored as {column}, for which there is no column"
+        for name, column in fleet.items()
+        if column not in columns
     ]

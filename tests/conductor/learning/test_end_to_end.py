@@ -1,0 +1,280 @@
+"""From a file of outcomes to a router in service, through the commands, on a tiny random backbone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onebeat import Router
+from onebeat.cli import main
+from onebeat.conductor.learning.artifact import TENSORS, read_head
+from onebeat.conductor.learning.features import Reading, extract
+from onebeat.engine.config import BackboneConfig
+from onebeat.engine.errors import InputError
+from tools.synthetic_checkpoint import write_checkpoint
+
+WORDS = ("sum", "prove", "translate", "river", "matrix", "poem", "tax", "whale", "graph", "verb", "stone", "quark")
+MODELS = {"cheap": (0.1, 0.4), "dear": (2.0, 8.0), "other": (1.0, 1.0)}
+
+
+def prompts(count: int, seed: int = 0) -> list[str]:
+    random = np.random.default_rng(seed)
+    return [f"{i} " + " ".join(random.choice(WORDS, random.integers(3, 12))) for i in range(count)]
+
+
+def outcomes(texts: list[str], models: list[str], seed: int = 1) -> list[dict[str, Any]]:
+    """Prompts with "prove" or "quark" in them are hard, for the cheap model above all."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for text in texts:
+        hard = "prove" in text or "quark" in text
+        for model in models:
+            chance = {"cheap": 0.15 if hard else 0.9, "dear": 0.85 if hard else 0.95, "other": 0.4 if hard else 0.9}[
+                model
+            ]
+            rows.append(
+                {
+                    "prompt": text,
+                    "model": model,
+                    "score": int(random.uniform() < chance),
+                    "output_tokens": int(random.integers(50, 150)),
+                    "group": "short" if len(text) < 45 else "long",
+                }
+            )
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone, outcomes, prices, and a router fitted on them."""
+    folder = tmp_path_factory.mktemp("house")
+    config = BackboneConfig(
+        family="llama",
+        vocab_size=512,
+        hidden_size=64,
+        layers=3,
+        feed_forward=128,
+        query_heads=1,
+        key_heads=1,
+        head_size=64,
+        max_positions=4096,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        tied_embeddings=True,
+    )
+    write_checkpoint(folder / "backbone", config)
+    write(folder / "outcomes.jsonl", outcomes(prompts(160), ["cheap", "dear", "other"]))
+    listed = {name: {"input_usd_per_million": a, "output_usd_per_million": b} for name, (a, b) in MODELS.items()}
+    (folder / "prices.json").write_text(json.dumps(listed))
+    assert train(folder, "router") == 0
+    return folder
+
+
+def train(folder: Path, output: str, *more: str) -> int:
+    return main(
+        [
+            "train",
+            str(folder / "outcomes.jsonl"),
+            "--backbone",
+            str(folder / "backbone"),
+            "--prices",
+            str(folder / "prices.json"),
+            "--models",
+            "cheap,dear",
+            "--recipe",
+            "kernel",
+            "--taps",
+            "2",
+            "--output",
+            str(folder / output),
+            "--cache",
+            str(folder / "cache"),
+            *more,
+        ]
+    )
+
+
+def test_the_router_loads_routes_and_says_where_it_comes_from(house: Path) -> None:
+    router = Router.from_pretrained(house / "router")
+    assert [column.name for column in router.columns] == ["cheap", "dear"]
+    decision = router.route("12 river poem whale", tradeoff=0.5)
+    assert decision.model in ("cheap", "dear")
+    fitted = router.config.fitted
+    assert fitted["split"]["name"] == "prompt hash within source, 30 % held out, seed 0"
+    assert fitted["files"] == ["outcomes.jsonl"]
+    assert fitted["prompts"] == 112
+    assert fitted["test"]["prompts"] == 48
+    assert 0 <= fitted["test"]["auc"] <= 1
+    assert fitted["dial"]["best_model"] == "dear"
+    assert router.config.drift["window"] == 56
+    columns = {column.name: column for column in router.columns}
+    assert columns["cheap"].output_usd_per_million == 0.4
+    assert columns["cheap"].mean_quality is not None
+    assert columns["cheap"].mean_quality < columns["dear"].mean_quality
+
+
+def test_training_again_gives_the_same_head_and_reads_no_prompt_twice(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(house, "again") == 0
+    assert "reading prompts" not in capsys.readouterr().err
+    assert (house / "again" / TENSORS).read_bytes() == (house / "router" / TENSORS).read_bytes()
+
+
+def test_eval_in_text_json_and_html(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = house / "report.html"
+    common = ["eval", str(house / "outcomes.jsonl"), "--router", str(house / "router"), "--bootstraps", "20"]
+    common += ["--cache", str(house / "cache")]
+    assert main([*common, "--html", str(page)]) == 0
+    text = capsys.readouterr()
+    assert "judged on 48 prompts" in text.out
+    assert "40 nearest neighbours" in text.out
+    assert "1 models have no column" in text.err
+    written = page.read_text()
+    assert written.count("<svg") == 2
+    assert "http" not in written
+    assert main([*common, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["prompts"] == 48
+    assert set(result["routers"]) >= {"onebeat", "oracle", "per-source means", "TF-IDF logistic"}
+    assert result["routers"]["oracle"]["most_quality"] >= result["routers"]["onebeat"]["most_quality"]
+    assert set(result["routellm"]["onebeat"]) == {"apgr", "cpt50", "cpt80"}
+    low, high = result["prediction"]["auc_interval"]
+    assert low <= result["prediction"]["auc"] <= high
+    assert [row["target"] for row in result["targets"]] == ["90%", "95%", "98%"]
+
+
+def test_onboarding_through_the_command(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = write(house / "pool.jsonl", [{"prompt": text} for text in prompts(80, seed=5)])
+    common = ["onboard", "--router", str(house / "router"), "--pool", pool, "--cache", str(house / "cache")]
+    assert main([*common, "--count", "30", "--chosen", str(house / "chosen.jsonl")]) == 0
+    chosen = [json.loads(line)["prompt"] for line in (house / "chosen.jsonl").read_text().splitlines()]
+    assert len(set(chosen)) == 30
+    graded = write(house / "graded.jsonl", outcomes(chosen, ["other"]))
+    fit = ["--model", "other", "--outcomes", graded, "--input-usd", "1", "--output-usd", "1"]
+    assert main([*common, *fit, "--output", str(house / "wider")]) == 0
+    assert "95 % interval" in capsys.readouterr().out
+    wider, before = Router.from_pretrained(house / "wider"), Router.from_pretrained(house / "router")
+    assert [column.name for column in wider.columns] == ["cheap", "dear", "other"]
+    texts = prompts(10, seed=6)
+    np.testing.assert_array_equal(wider.score(texts).quality[:, :2], before.score(texts).quality)
+    assert main([*common, "--model", "other", "--outcomes", graded, "--output", str(house / "x")]) == 2
+    assert "--input-usd" in capsys.readouterr().err
+
+
+def test_promoting_keeps_the_previous_head_and_refuses_a_worse_one(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = house / "service"
+    shutil.copytree(house / "router", service)
+    unseen = write(house / "unseen.jsonl", outcomes(prompts(120, seed=8), ["cheap", "dear"], seed=9))
+    common = ["--router", str(service), "--outcomes", unseen, "--cache", str(house / "cache")]
+    before = (service / TENSORS).read_bytes()
+
+    spoilt = house / "spoilt"
+    shutil.copytree(house / "router", spoilt)
+    description, tensors = read_head(spoilt)
+    from onebeat.conductor.learning.artifact import write_head
+
+    for curve in description["calibration"]["columns"].values():
+        curve["quality"] = [round(0.001 + 0.01 * i, 4) for i in range(len(curve["quality"]))]
+    description["calibration"]["columns"]["dear"]["quality"] = [0.0] * 35
+    write_head(spoilt, description, tensors)
+    assert main(["promote", str(spoilt), *common]) == 3
+    assert "is worse" in capsys.readouterr().out
+    assert (service / TENSORS).read_bytes() == before
+
+    assert train(house, "candidate", "--seed", "1") == 0
+    capsys.readouterr()
+    after = (house / "candidate" / TENSORS).read_bytes()
+    assert main(["promote", str(house / "candidate"), *common]) in (0, 3)
+    promoted = "promoted" in capsys.readouterr().out
+    assert (service / TENSORS).read_bytes() == (after if promoted else before)
+    if promoted:
+        assert main(["promote", "--router", str(service), "--roll-back"]) == 0
+        assert (service / TENSORS).read_bytes() == before
+    assert main(["promote", "--router", str(service), "--roll-back"]) == 2
+
+
+def test_an_interrupted_extraction_goes_on_where_it_stopped(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onebeat.conductor.learning.features.PART_TOKENS", 200)
+    texts, reading, cache = prompts(40, seed=11), Reading(((1, "mean"), (2, "last"))), house / "fresh-cache"
+    whole = extract(house / "backbone", texts, reading)
+
+    def stop(done: int, total: int) -> None:
+        if done > 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(house / "backbone", texts, reading, cache_folder=cache, progress=stop)
+    seen: list[int] = []
+    again = extract(
+        house / "backbone", texts, reading, cache_folder=cache, progress=lambda done, total: seen.append(done)
+    )
+    assert seen[0] > 15
+    for tap in reading.taps:
+        np.testing.assert_array_equal(again.states[tap], whole.states[tap])
+    assert not list(cache.rglob(".half-*"))
+
+
+def test_very_long_and_unreadable_prompts(house: Path) -> None:
+    texts = ["short one", "", "word " * 100_000, "another"]
+    found = extract(house / "backbone", texts, Reading(((1, "mean"),), max_prompt_tokens=256))
+    assert found.rows.tolist() == [0, 2, 3]
+    assert "empty" in found.refused[1]
+    assert found.prompt_tokens[1] > 90_000
+    assert found.states[1, "mean"].shape == (3, 64)
+    with pytest.raises(InputError, match=r"layers \[9\]"):
+        extract(house / "backbone", texts, Reading(((9, "mean"),)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "cheap,unheard-of"], "no outcome names model 'unheard-of'"),
+        (["--taps", "deep"], "--taps is 'deep'"),
+        (["--recipe", "forest"], "--recipe is forest"),
+        (["--hold-out", "nowhere"], "no prompt is of group 'nowhere'"),
+        (["--test-share", "2"], "test share is 2"),
+        (["--prices", "missing.json"], "missing.json cannot be read"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    house: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(house, "mistake", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (house / "mistake").exists()
+
+
+def test_without_prices_or_bills_the_missing_price_is_named(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (house / "few.json").write_text('{"cheep": {"input_usd_per_million": 1, "output_usd_per_million": 1}}')
+    assert train(house, "priceless", "--prices", str(house / "few.json")) == 2
+    error = capsys.readouterr().err
+    assert "'cheap' has no list price" in error
+    assert "cheep" in error
+
+
+def test_columns_are_held_against_the_fleet(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet = house / "fleet.toml"
+    fleet.write_text(
+        '[providers.one]\nkind = "openai"\nbase_url = "http://127.0.0.1:1/v1"\n\n'
+        '[models.cheap]\nprovider = "one"\ncontext_tokens = 8192\n'
+        "input_usd_per_million = 0.1\noutput_usd_per_million = 0.4\n\n"
+        '[models.new]\nprovider = "one"\ncontext_tokens = 8192\n'
+        "input_usd_per_million = 0.1\noutput_usd_per_million = 0.4\n"
+    )
+    assert train(house, "fleeted", "--fleet", str(fleet)) == 0
+    error = capsys.readouterr().err
+    assert "column dear is scored by no model of fleet.toml" in error
+    assert "new of fleet.toml is scored as new, for which there is no column" in error
