@@ -16,6 +16,7 @@ from onebeat.engine.config import BackboneConfig
 from onebeat.engine.errors import FormatError, WeightError
 from onebeat.engine.foreign_heads import FOREIGN_KINDS, FinalNorm, ForeignHead, foreign_head
 from onebeat.engine.head import KINDS, Head
+from onebeat.engine.int8_file import Int8File
 from onebeat.engine.router_config import RouterConfig
 from onebeat.engine.safetensors_file import SafetensorsFile
 from onebeat.engine.strict_json import nearest, read_object, shown
@@ -30,7 +31,7 @@ def load_head(
     folder: Path,
     router: RouterConfig,
     backbone: BackboneConfig,
-    weights: Weights,
+    weights: Weights | Int8File,
     token_id: Callable[[str], int | None],
 ) -> Head | ForeignHead:
     """The head that router.json describes. `token_id` finds a token by its name.
@@ -77,7 +78,7 @@ def _head_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _foreign_weight(
-    folder: Path, router: RouterConfig, weights: Weights, token_id: Callable[[str], int | None]
+    folder: Path, router: RouterConfig, weights: Weights | Int8File, token_id: Callable[[str], int | None]
 ) -> tuple[str, torch.Tensor]:
     """The head's matrix, and what to call it in errors."""
     if router.head.kind == "sequence_classification":

@@ -7,6 +7,7 @@ whose weights lie in another order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,8 @@ class Matrix:
 
     weight: Tensor
     scale: Tensor | None = None
+    observer: Callable[[Tensor], None] | None = None
+    """Shown the rows [T, K] that a float matrix is multiplied with: what calibration measures."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +148,8 @@ class Layer:
                 residual=residual,
                 out_dtype=dtype,
             )
+        if matrix.observer is not None:
+            matrix.observer(activation.rows)
         out = F.linear(activation.rows.to(matrix.weight.dtype), matrix.weight, bias)
         return (out if residual is None else out + residual).to(dtype)
 

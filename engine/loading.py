@@ -98,6 +98,11 @@ def load_backbone(
     )
 
 
+def float_layer(config: BackboneConfig, weights: WeightSource, index: int, dtype: torch.dtype) -> Layer:
+    """One layer on the CPU in a float type. Raises `WeightError`."""
+    return _Loader(config, weights, None, torch.device("cpu"), dtype, dtype).layer(index)
+
+
 @dataclass(frozen=True, slots=True)
 class _Loader:
     config: BackboneConfig

@@ -21,6 +21,7 @@ from onebeat.engine.errors import FormatError, WeightError
 from onebeat.engine.strict_json import shown
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+INTEGERS = {"I8": torch.int8, "I64": torch.int64}
 KNOWN_BYTES = {"F64": 8, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 LONGEST_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
@@ -82,6 +83,21 @@ class SafetensorsFile:
                 out.copy_(part.view(()))
             del part
             self._release(start, count * row_bytes)
+        return out
+
+    def read_integers(self, name: str) -> torch.Tensor:
+        """A copy of the int8 or int64 tensor `name`: onebeat's own int8 copies hold them, checkpoints do not."""
+        entry = self.entries[name]
+        if entry.dtype not in INTEGERS:
+            raise self._damaged(f"{name!r} is {shown(entry.dtype)} where {' or '.join(INTEGERS)} belongs")
+        out = torch.empty(entry.shape, dtype=INTEGERS[entry.dtype])
+        flat = out.view(-1)
+        step = SLICE_BYTES // out.itemsize
+        for first in range(0, flat.shape[0], step):
+            part = flat[first : first + step]
+            start = entry.start + first * out.itemsize
+            part.copy_(self._view(out.dtype, start, part.shape[0] * out.itemsize))
+            self._release(start, part.shape[0] * out.itemsize)
         return out
 
     def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:

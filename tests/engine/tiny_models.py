@@ -3,6 +3,7 @@ tests."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -61,6 +62,14 @@ class StateDict:
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
+    @property
+    def sha256(self) -> str:
+        """Hash of all tensors."""
+        total = hashlib.sha256()
+        for tensor in self.state.values():
+            total.update(tensor.numpy().tobytes())
+        return total.hexdigest()
+
     def tensor(self, name: str) -> Tensor:
         found = self._find(name)
         assert found is not None, name
@@ -72,6 +81,8 @@ class StateDict:
     def _find(self, name: str) -> Tensor | None:
         if name == "embedding":
             return self.state["embed_tokens.weight"]
+        if name == "final_norm":
+            return self.state["norm.weight"]
         layer, _, part = name.rpartition(".")
         if part in ("qkv", "qkv_bias"):
             kind = "weight" if part == "qkv" else "bias"
