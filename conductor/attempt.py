@@ -51,6 +51,7 @@ class Attempt:
         "_has_ended",
         "accepted",
         "act_on_soft",
+        "answer",
         "characters",
         "choice",
         "extra_usd",
@@ -99,6 +100,8 @@ class Attempt:
         self.status: int | None = None
         self.usage: Usage | None = None
         self.response_model: str | None = None
+        self.answer: Answer | None = None
+        """The whole answer, also where a detector would not let it through."""
         self.characters = 0
         self.text_is_out = False
         """The client has some of this answer's text."""
@@ -123,6 +126,7 @@ class Attempt:
         self.usage = answer.usage if answer.usage.input_tokens or answer.usage.output_tokens else None
         self.response_model = answer.model or None
         self.characters = sum(len(part.text) for part in answer.parts if hasattr(part, "text"))
+        self.answer = answer
         self.findings = watch_answer(answer, self.watch)
         for finding in self.findings:
             if self._acts(finding):

@@ -54,6 +54,7 @@ class Call:
         "router_ms",
         "rows",
         "runtime",
+        "second_best",
         "sent",
         "served",
         "size",
@@ -104,6 +105,8 @@ class Call:
         self.first_token_ms: float | None = None
         self.act_on_soft = True
         self.soft_choice: Choice | None = None
+        self.second_best: Attempt | None = None
+        """Holds a whole answer that a soft detector disliked: it is given where nothing better comes."""
         self.last_problem: ProviderProblem | None = None
         self.no_prefill: set[str] = set()
         """Lines that refused to continue this answer."""

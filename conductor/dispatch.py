@@ -13,7 +13,7 @@ import asyncio
 import random as stdlib_random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import aiohttp
 import msgspec
@@ -99,8 +99,13 @@ class Dispatcher:
             outcome, cause = "cancelled", "client left"
             raise
         except UnansweredError as error:
-            cause = error.cause
-            raise
+            best = call.second_best
+            if best is None or best.answer is None:
+                cause = error.cause
+                raise
+            call.serve(best)
+            outcome, cause = "served", None
+            return cast(T, best.answer), call.report(best.choice, final=True)
         finally:
             self._enter(call, outcome, cause)
 
@@ -170,7 +175,7 @@ class Dispatcher:
             line,
             choice,
             call.request,
-            act_on_soft=call.act_on_soft,
+            act_on_soft=call.act_on_soft and call.attempts < call.runtime.fleet.resilience.max_attempts,
             deadline_at=call.deadline_at if call.request.options.deadline_ms else None,
         )
 
@@ -308,7 +313,10 @@ class Dispatcher:
         finding = error.finding
         self._end(call, attempt, "replaced" if finding is not None else "failed", error)
         if finding is not None and finding.detector in SOFT:
-            call.soft_choice = attempt.choice
+            if attempt.answer is not None:
+                call.second_best = attempt
+            else:
+                call.soft_choice = attempt.choice
         call.last_problem = error.problem
         call.pursuit.failed(attempt.choice, error, asyncio.get_running_loop().time())
 

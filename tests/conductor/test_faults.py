@@ -1,4 +1,4 @@
-"""Every fault of every vendor, streamed and not: the whole answer wherever a route can give it, never a false success."""
+"""Every fault of every vendor, streamed and not: a whole answer wherever one can be had, never a false success."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ MIDWAY = [
     "garbage",
     "error_in_stream",
 ]
-FORCED = "\n[policy]\ntradeoff = 0.5\n"
 
 
 async def asked(bench: Rig, vendor: str, stream: bool) -> Result:

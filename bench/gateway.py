@@ -1,0 +1,305 @@
+"""What the gateway adds, beside its ceiling and its peer: `python bench/gateway.py [--litellm PATH_TO_ITS_PYTHON]`.
+
+On two cores: the gateway under test on the first, the load and an upstream that answers at once on the second. The
+ceiling is a bare pass-through of aiohttp and msgspec, written here; the peer is LiteLLM's proxy, started from a Python
+that has it. Open loop: requests are sent when they are due, whatever became of those before. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.gateway_load import WORDS, request_of
+from bench.gateway_measure import ROOT, capacity, cpu_seconds, many_streams, one_connection, process
+
+HERE = Path(__file__)
+RESULT = ROOT / "bench" / "results" / "gateway_cpu.json"
+MACHINE = "2 cores of an AMD EPYC (Zen 5, AVX-512 VNNI), 24 GB"
+TARGETS = {
+    "added_p50_ms": 0.65,
+    "added_p99_ms": 2.5,
+    "requests_per_s": 2400,
+    "first_token_added_p50_ms": 1.0,
+    "per_chunk_us": 50,
+    "streams_memory_mb": 600,
+    "loop_lag_p99_ms": 50,
+}
+FLEET = """
+[router]
+source = "{router}"
+[policy]
+tradeoff = 0.5
+[ledger]
+path = "{ledger}"
+[keys.bench]
+sha256 = "{digest}"
+requests_per_minute = 100_000_000
+[providers.a]
+kind = "openai_compatible"
+base_url = "http://127.0.0.1:{port}/v1"
+[providers.paced]
+kind = "openai_compatible"
+base_url = "http://127.0.0.1:{port}/p25/v1"
+"""
+MODEL = """
+[models."{name}"]
+provider = "{provider}"
+prior_quality = {quality}
+context_tokens = 128_000
+capabilities = ["tools", "json"]
+input_usd_per_million = {price}
+output_usd_per_million = {price}
+auto = {auto}
+scored_as = "{column}"
+"""
+
+
+def pass_through(upstream_port: int) -> None:
+    """The ceiling: what must be done at least. Reads the JSON, changes the model, sends it on and the answer back."""
+    import aiohttp
+    import msgspec
+    from aiohttp import web
+
+    async def serve() -> None:
+        session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        url = f"http://127.0.0.1:{upstream_port}/v1/chat/completions"
+        fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            body = fields.decode(await request.read())
+            sent = msgspec.json.encode({**body, "model": "bench"})
+            async with session.post(url, data=sent, headers={"content-type": "application/json"}) as response:
+                if response.content_type != "text/event-stream":
+                    answer = fields.decode(await response.read())
+                    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+                stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+                await stream.prepare(request)
+                async for chunk in response.content.iter_any():
+                    await stream.write(chunk)
+                await stream.write_eof()
+                return stream
+
+        runner = web.ServerRunner(web.Server(handle, access_log=None))
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        print(f"listening on http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
+        await asyncio.Event().wait()
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(serve())
+
+
+def _loop_factory() -> Any:
+    if os.environ.get("BENCH_LOOP") != "uvloop":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+async def measure(
+    port: int, pid: int, model: str, rates: tuple[float, ...], options: argparse.Namespace, *, auto: str | None = None
+) -> dict[str, Any]:
+    """All rows for one server."""
+    count = options.requests
+    found: dict[str, Any] = {"whole_ms": await one_connection(port, request_of(model), count)}
+    found["first_token_ms"] = await one_connection(port, request_of(model, stream=True), count // 4, first=True)
+    found["stream_ms"] = await one_connection(port, request_of(model, stream=True), count // 4)
+    before, asked = cpu_seconds(pid), max(20, count // 10)
+    await one_connection(port, request_of(model, stream=True), asked)
+    found["stream_cpu_ms"] = round(1e3 * (cpu_seconds(pid) - before) / (asked + max(20, asked // 10)), 3)
+    before = cpu_seconds(pid)
+    await one_connection(port, request_of(auto or model), count)
+    found["cpu_us_per_request"] = round(1e6 * (cpu_seconds(pid) - before) / (count + max(20, count // 10)), 1)
+    found["capacity"] = await capacity(port, request_of(auto or model), rates, options.seconds)
+    return found
+
+
+async def direct(upstream: int, options: argparse.Namespace) -> dict[str, Any]:
+    count = options.requests
+    return {
+        "whole_ms": await one_connection(upstream, request_of("bench"), count),
+        "first_token_ms": await one_connection(upstream, request_of("bench", stream=True), count // 4, first=True),
+        "stream_ms": await one_connection(upstream, request_of("bench", stream=True), count // 4),
+    }
+
+
+def write_fleet(folder: Path, upstream: int, router: str, columns: list[str]) -> Path:
+    import hashlib
+
+    digest = hashlib.sha256(b"sk-bench-0123456789").hexdigest()
+    text = FLEET.format(router=router, ledger=folder / "ledger.sqlite", digest=digest, port=upstream)
+    for index, column in enumerate(columns):
+        text += MODEL.format(
+            name=f"m{index}",
+            provider="a",
+            quality=0.9 - 0.05 * index,
+            price=3.0 / (index + 1),
+            auto="true",
+            column=column,
+        )
+    text += MODEL.format(name="bench", provider="a", quality=0.5, price=1.0, auto="false", column="none")
+    text += MODEL.format(name="paced", provider="paced", quality=0.5, price=1.0, auto="false", column="none")
+    path = folder / "fleet.toml"
+    path.write_text(text)
+    return path
+
+
+@asynccontextmanager
+async def gateway(upstream: int, router: str, columns: list[str], loop: str) -> AsyncIterator[tuple[int, int, Path]]:
+    with tempfile.TemporaryDirectory() as name:
+        path = write_fleet(Path(name), upstream, router, columns)
+        command = [sys.executable, "-m", "onebeat", "serve", "--config", str(path), "--port", "0", "--loop", loop]
+        env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with process(command, r"listening on http://127\.0\.0\.1:(\d+)", 0, env, wait_s=180) as (port, pid):
+            yield port, pid, Path(name) / "ledger.sqlite"
+
+
+LITELLM = """
+model_list:
+  - model_name: bench
+    litellm_params: {{model: openai/bench, api_base: "http://127.0.0.1:{port}/v1", api_key: sk-bench-0123456789}}
+litellm_settings: {{drop_params: true, telemetry: false}}
+"""
+
+
+async def peer(python: str, upstream: int, options: argparse.Namespace) -> dict[str, Any]:
+    """LiteLLM's proxy on the same core, without its database, logging or callbacks."""
+    with tempfile.TemporaryDirectory() as name:
+        config = Path(name) / "litellm.yaml"
+        config.write_text(LITELLM.format(port=upstream))
+        port = free_port()
+        program = str(Path(python).parent / "litellm")
+        command = [program, "--config", str(config), "--port", str(port), "--host", "127.0.0.1", "--num_workers", "1"]
+        env = {"PYTHONPATH": "", "LITELLM_LOG": "ERROR", "PYTHONUNBUFFERED": "1"}
+        with process(command, r"running on http://[\d.]+:(\d+)", 0, env, wait_s=120) as (_, pid):
+            await asyncio.sleep(1.0)
+            few = argparse.Namespace(**{**vars(options), "requests": max(80, options.requests // 10)})
+            return await measure(port, pid, "bench", (25, 50, 75, 100, 150, 200, 300), few)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def added(found: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
+    """What a server adds to the upstream alone."""
+    whole, alone = found["whole_ms"], base["whole_ms"]
+    per_chunk = 1e3 * (found["stream_ms"]["p50"] - found["first_token_ms"]["p50"]) / WORDS
+    return {
+        "added_p50_ms": round(whole["p50"] - alone["p50"], 3),
+        "added_p99_ms": round(whole["p99"] - alone["p99"], 3),
+        "requests_per_s": found["capacity"]["requests_per_s"],
+        "cpu_us_per_request": found["cpu_us_per_request"],
+        "first_token_added_p50_ms": round(found["first_token_ms"]["p50"] - base["first_token_ms"]["p50"], 3),
+        "per_chunk_us": round(max(per_chunk, 1e3 * found["stream_cpu_ms"] / WORDS), 2),
+    }
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    print(f"{name:<34}" + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
+    result: dict[str, Any] = {"machine": MACHINE, "python": sys.version.split()[0], "targets": TARGETS, "rows": {}}
+    rows = result["rows"]
+    rates = (500, 1000, 1500, 2000, 2400, 2800, 3200, 3600, 4000, 4500, 5000, 5500, 6000, 7000)
+    with process([sys.executable, str(HERE.with_name("gateway_load.py")), "upstream", "0"], r"(\d+)", 1) as (
+        upstream,
+        _,
+    ):
+        base = await direct(upstream, options)
+        show("upstream alone", {key: value["p50"] for key, value in base.items()})
+        for loop in options.loops:
+            env = {"BENCH_LOOP": loop}
+            command = [sys.executable, str(HERE), "--pass-through", str(upstream)]
+            with process(command, r"listening on http://127\.0\.0\.1:(\d+)", 0, env) as (port, pid):
+                found = await measure(port, pid, "bench", rates, options)
+                rows[f"ceiling, {loop}"] = {**added(found, base), "detail": found}
+                show(f"ceiling, {loop}", added(found, base))
+            async with gateway(upstream, "none", ["c0", "c1", "c2", "c3", "c4"], loop) as (port, pid, _):
+                found = await measure(port, pid, "bench", rates, options, auto="auto")
+                row = added(found, base)
+                rows[f"onebeat, {loop}"] = {**row, "detail": found}
+                show(f"onebeat, {loop}", row)
+            async with gateway(upstream, "none", ["c0", "c1", "c2", "c3", "c4"], loop) as (port, pid, _):
+                streams = await many_streams(port, pid, request_of("paced", stream=True), options.streams)
+                rows[f"streams, {loop}"] = streams
+                show(f"onebeat, {loop}", streams)
+        if options.router:
+            rows["routed"] = await routed(upstream, options)
+            show("onebeat, routing", rows["routed"])
+        if options.litellm:
+            found = await peer(options.litellm, upstream, options)
+            rows["litellm"] = {**added(found, base), "detail": found}
+            show("LiteLLM's proxy", added(found, base))
+    return result
+
+
+async def routed(upstream: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Latency with the router deciding, beside its own time as the ledger has it."""
+    import sqlite3
+
+    columns = options.columns.split(",")
+    async with gateway(upstream, options.router, columns, options.loops[0]) as (port, _, ledger):
+        count = max(100, options.requests // 10)
+        named = await one_connection(port, request_of("bench"), count)
+        auto = await one_connection(port, request_of("auto"), count)
+        await asyncio.sleep(0.5)
+        connection = sqlite3.connect(ledger)
+        times = [row[0] for row in connection.execute("SELECT router_ms FROM requests WHERE decided_by = 'router'")]
+        priors = connection.execute("SELECT count(*) FROM requests WHERE decided_by = 'prior'").fetchone()[0]
+        connection.close()
+        router_ms = sorted(times)[len(times) // 2] if times else float("nan")
+        added_ms = auto["p50"] - named["p50"]
+        return {
+            "router_p50_ms": round(router_ms, 3),
+            "added_by_routing_p50_ms": round(added_ms, 3),
+            "over_the_router": round(added_ms / router_ms - 1.0, 4),
+            "decided_by_router": len(times),
+            "decided_by_prior": priors,
+        }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--litellm", metavar="PYTHON", help="a Python that has litellm[proxy]: measures the peer as well"
+    )
+    parser.add_argument("--router", help="a router (name or folder): measures routing as well")
+    parser.add_argument("--columns", default="", help="the router's columns to route among, with commas")
+    parser.add_argument("--loops", nargs="+", default=["asyncio"], choices=["asyncio", "uvloop"])
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each offered rate")
+    parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--pass-through", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.pass_through:
+        pass_through(options.pass_through)
+        return 0
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[-1]})  # The load shares its core with the upstream, never with the gateway.
+    result = asyncio.run(run(options))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: {k: v for k, v in row.items() if k != "detail"} for name, row in result["rows"].items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

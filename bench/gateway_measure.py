@@ -1,0 +1,181 @@
+"""Ways to measure one HTTP server from outside: latency, capacity in open loop, many streams at once.
+
+Enters: a port, a process id. Leaves: dictionaries of figures. Knows nothing of what the server is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.gateway_load import WORDS, Client, connect
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def process(
+    command: list[str], pattern: str, core: int, env: dict[str, str] | None = None, wait_s: float = 90
+) -> Iterator[tuple[int, int]]:
+    """Starts a server on one core; yields its port and process id once it has said where it listens."""
+    cores = os.sched_getaffinity(0)
+    core = sorted(cores)[min(core, len(cores) - 1)]
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    assert child.stdout is not None
+    said: list[str] = []
+    try:
+        until = time.time() + wait_s
+        for line in child.stdout:
+            said.append(line)
+            if found := re.search(pattern, line):
+                yield int(found[1]), child.pid
+                return
+            if time.time() > until:
+                break
+        raise RuntimeError(f"{command[:4]} did not start:\n{''.join(said[-20:])}")
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {f"p{q}": round(1e3 * ordered[min(len(ordered) - 1, int(q / 100 * len(ordered)))], 4) for q in (50, 90, 99)}
+
+
+async def one_connection(port: int, request: bytes, count: int, *, first: bool = False) -> dict[str, float]:
+    client = await connect(port)
+    for _ in range(max(20, count // 10)):
+        await client.ask(request)
+    times = []
+    for _ in range(count):
+        to_first, to_end, body = await client.ask(request)
+        assert b" 200 " in body[:20], body[:400]
+        times.append(to_first if first else to_end)
+    return percentiles(times)
+
+
+async def open_loop(port: int, request: bytes, rate: float, seconds: float) -> dict[str, float]:
+    """Poisson arrivals at `rate`: achieved requests a second, and latency from when each was due."""
+    loop = asyncio.get_running_loop()
+    idle: list[Client] = [await connect(port) for _ in range(64)]
+    latencies: list[float] = []
+    errors = 0
+    dice = random.Random(0)
+
+    async def one(due: float) -> None:
+        nonlocal errors
+        client = idle.pop() if idle else await connect(port)
+        try:
+            _, _, body = await client.ask(request)
+            if b" 200 " not in body[:20]:
+                errors += 1
+            latencies.append(time.perf_counter() - due)
+            idle.append(client)
+        except OSError:
+            errors += 1
+
+    tasks: set[asyncio.Task[None]] = set()
+    started = due = time.perf_counter()
+    while due < started + seconds:
+        due += dice.expovariate(rate)
+        while (now := time.perf_counter()) < due:  # noqa: ASYNC110
+            await asyncio.sleep(min(due - now, 0.001))
+        if len(tasks) > 2000:
+            break
+        task = loop.create_task(one(due))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    if tasks:
+        await asyncio.wait(tasks, timeout=20)
+    elapsed = time.perf_counter() - started
+    return {
+        "offered": rate,
+        "achieved": round(len(latencies) / elapsed, 1),
+        "errors": errors,
+        **percentiles(latencies or [9.9]),
+    }
+
+
+async def capacity(port: int, request: bytes, rates: tuple[float, ...], seconds: float) -> dict[str, Any]:
+    """The highest offered rate that is served whole (97 %) with p99 under 100 ms."""
+    rows, best = [], 0.0
+    for rate in rates:
+        row = await open_loop(port, request, rate, seconds)
+        rows.append(row)
+        print("   ", row, flush=True)
+        if row["achieved"] < 0.97 * rate or row["p99"] > 100 or row["errors"]:
+            break
+        best = row["achieved"]
+    if not best and rows:
+        best = min(row["achieved"] for row in rows)
+    return {"requests_per_s": best, "ladder": rows}
+
+
+async def many_streams(port: int, pid: int, request: bytes, streams: int) -> dict[str, float]:
+    """`streams` at once, each of `WORDS` chunks over five seconds: complete ones, memory, the loop's lag."""
+    clients = await asyncio.gather(*(connect(port) for _ in range(streams)))
+    probe = await connect(port)
+    lags: list[float] = []
+    peak = 0
+    health = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+
+    async def watch() -> None:
+        nonlocal peak
+        while True:
+            _, took, _ = await probe.ask(health, b"status")
+            lags.append(took)
+            peak = max(peak, memory_kb(pid))
+            await asyncio.sleep(0.02)
+
+    watcher = asyncio.create_task(watch())
+    started = time.perf_counter()
+    answers = await asyncio.gather(*(client.ask(request) for client in clients), return_exceptions=True)
+    seconds = time.perf_counter() - started
+    watcher.cancel()
+    whole = 0
+    for answer in answers:
+        if not isinstance(answer, BaseException):
+            body = answer[2]
+            whole += body.count(b'"content":"word') == WORDS and b"[DONE]" in body
+    ordered = sorted(lags)
+    return {
+        "streams": streams,
+        "complete": whole,
+        "seconds": round(seconds, 2),
+        "memory_mb": round(peak / 1024, 1),
+        "loop_lag_p50_ms": round(1e3 * statistics.median(ordered), 2),
+        "loop_lag_p99_ms": round(1e3 * ordered[int(0.99 * len(ordered))], 2),
+    }
+
+
+def memory_kb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+)", status)
+    return int(found[1]) if found else 0
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
