@@ -212,7 +212,8 @@ def plan(
             first = order[0].route.name
             decision = replace(decision, model=first, reason=f"{first} was drawn to explore. {decision.reason}")
     if decided_by == "prior" and why_prior:
-        decision = replace(decision, reason=f"{decision.reason} Decided on priors: {why_prior}.")
+        reason = f"{decision.reason} Decided on priors: {why_prior}."
+        decision = Decision(decision.model, reason, decision.scores, decision.tradeoff)
     return Plan(tuple(order), decision, decided_by, _blocked_notes(order, status), tuple(overflowing))
 
 

@@ -145,14 +145,14 @@ class _Counter:
 class Headroom:
     """What is left of a route's rate limits, learned from every answer: 1 with nothing used, 0 at the limit."""
 
-    __slots__ = ("_known", "input_tokens", "output_tokens", "requests", "tokens")
+    __slots__ = ("input_tokens", "is_known", "output_tokens", "requests", "tokens")
 
     def __init__(self) -> None:
         self.requests = _Counter()
         self.tokens = _Counter()
         self.input_tokens = _Counter()
         self.output_tokens = _Counter()
-        self._known = False
+        self.is_known = False
 
     def learn(self, limits: RateLimits, now: float) -> None:
         for counter, told in (
@@ -163,17 +163,17 @@ class Headroom:
         ):
             if told is not None:
                 counter.learn(told, now)
-                self._known = True
+                self.is_known = True
 
     def sent(self, prompt_tokens: int) -> None:
         """A call goes out: count it before the provider does."""
-        if self._known:
+        if self.is_known:
             self.requests.remaining -= 1
             self.tokens.remaining -= prompt_tokens
             self.input_tokens.remaining -= prompt_tokens
 
     def share(self, now: float) -> float:
-        if not self._known:
+        if not self.is_known:
             return 1.0
         return min(
             self.requests.share(now),
@@ -184,7 +184,7 @@ class Headroom:
 
     def free_at(self, now: float, prompt_tokens: int) -> float | None:
         """When a call of `prompt_tokens` fits again; None where it fits now."""
-        if not self._known:
+        if not self.is_known:
             return None
         latest: float | None = None
         for counter, need in ((self.requests, 1), (self.tokens, prompt_tokens), (self.input_tokens, prompt_tokens)):

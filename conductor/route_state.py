@@ -47,8 +47,11 @@ class RouteState:
 
     def blocked_until(self, now: float, prompt_tokens: int = 0) -> float | None:
         """When the route may be called: None for now; infinity where only a call under way can tell."""
+        breaker = self.breaker
+        if self.cooling_until <= now and breaker.opened_at is None and not self.room.is_known:
+            return math.inf if self.concurrency.is_full else None  # A route that never had trouble.
         until = self.cooling_until if self.cooling_until > now else None
-        for other in (self.breaker.closed_again_at(now), self.room.free_at(now, prompt_tokens)):
+        for other in (breaker.closed_again_at(now), self.room.free_at(now, prompt_tokens)):
             if other is not None:
                 until = other if until is None else max(until, other)
         if until is None and self.concurrency.is_full:

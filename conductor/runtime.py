@@ -34,7 +34,18 @@ MEMORISED_PATHS = 64
 class Line:
     """One route at work: its vendor module, its address, its health. One per model of the fleet."""
 
-    __slots__ = ("_base", "_urls", "name", "provider", "provider_name", "route", "scale", "state", "upstream")
+    __slots__ = (
+        "_base",
+        "_status",
+        "_urls",
+        "name",
+        "provider",
+        "provider_name",
+        "route",
+        "scale",
+        "state",
+        "upstream",
+    )
 
     def __init__(
         self, route: Route, provider_name: str, config: ProviderConfig, provider: Provider, state: RouteState
@@ -48,6 +59,7 @@ class Line:
         self.scale = TokenScale()
         self._base = config.base_url.rstrip("/")
         self._urls: dict[str, URL] = {}
+        self._status = FREE
 
     def url(self, path: str) -> URL:
         """Always under the provider's base URL: a host comes from the config and from nowhere else."""
@@ -65,7 +77,10 @@ class Line:
         headroom = state.headroom(now)
         ratio = self.scale.ratio
         if until is None:
-            return FREE if headroom == 1.0 and ratio == 1.0 else Status(None, "", headroom, ratio)
+            known = self._status  # The same as last time for most requests: nothing is made anew.
+            if known.headroom != headroom or known.token_scale != ratio:
+                known = self._status = Status(None, "", headroom, ratio)
+            return known
         return Status(until - now, state.why_blocked(now), headroom, ratio)
 
 
