@@ -66,7 +66,12 @@ class Rig:
         if path == "/v1/messages":
             body.setdefault("max_tokens", 4000)
         async with self.session.post(self.gateway.url + path, json=body, headers=headers) as response:
-            return Result(response.status, dict(response.headers), await response.read(), bool(fields.get("stream")))
+            return Result(
+                response.status,
+                {k.lower(): v for k, v in response.headers.items()},
+                await response.read(),
+                bool(fields.get("stream")),
+            )
 
     async def rows(self, table: str = "requests") -> list[dict[str, Any]]:
         assert await self.gateway.ledger.committed()
