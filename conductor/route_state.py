@@ -104,6 +104,9 @@ class RouteState:
         if kind in _COOLS:
             self.last_problem = problem
             self.concurrency.refused(now)
+            if now >= self.cooling_until:
+                # Once for all the calls that were under way together: ten of them are one refusal, not ten in a row.
+                self._coolings += 1
             self.cooling_until = max(self.cooling_until, now + self._cooling_s(problem))
             self.breaker.abandoned()
         elif kind in _BREAKS or kind in _FATAL:
@@ -117,7 +120,6 @@ class RouteState:
 
     def _cooling_s(self, problem: ProviderProblem) -> float:
         """The provider's own reset; else the resets in its limits; else twice as long as last time, from one second."""
-        self._coolings += 1
         if problem.retry_after_s is not None:
             return max(0.0, problem.retry_after_s)
         if problem.kind is ProblemKind.QUOTA_EXHAUSTED:
@@ -131,4 +133,4 @@ class RouteState:
             ]
             if spent:
                 return max(spent)
-        return float(min(LONGEST_COOLING_S, FIRST_COOLING_S * 2.0 ** (self._coolings - 1)))
+        return float(min(LONGEST_COOLING_S, FIRST_COOLING_S * 2.0 ** max(0, self._coolings - 1)))

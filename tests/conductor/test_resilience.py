@@ -169,3 +169,16 @@ def test_full_concurrency_blocks_until_a_call_ends() -> None:
     assert route.blocked_until(0.0) == math.inf and not route.acquire(0.0, 0)
     route.left()
     assert route.acquire(0.0, 0)
+
+
+def test_refusals_of_one_burst_cool_once_and_refusals_after_a_wait_cool_longer() -> None:
+    route = RouteState(ResilienceSection(max_concurrency=100))
+    assert all(route.acquire(0.0, 0) for _ in range(20))
+    for _ in range(20):
+        route.failed(problem(ProblemKind.OVERLOADED), 0.0)
+    assert route.cooling_until == 1.0, "twenty calls under way together were refused once"
+    for expected in (2.0, 4.0):
+        now = route.cooling_until
+        assert route.acquire(now, 0)
+        route.failed(problem(ProblemKind.OVERLOADED), now)
+        assert route.cooling_until - now == expected
