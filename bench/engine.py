@@ -1,9 +1,10 @@
 """The live engine under load: latency against offered load, capacity, prefix cache, overhead, soak.
 
-    python bench/engine.py [--router default] [--rows latency,capacity,prefix,overhead,soak] [--out FILE]
+    python -m bench.engine                    (under 4 minutes)
+    python -m bench.engine --rows soak        (under 5 minutes)
 
 Arrivals are open-loop Poisson: 90 % prompts of 32 to 128 tokens, 10 % of 1,500. The ceiling is printed first, the last
-line is JSON; with `--out` the rows measured are merged into that file. Everything runs in one process, as in a service
+line is JSON, and the rows measured are merged into `--out`. Everything runs in one process, as in a service
 that embeds the router: the load's event loop competes with the model for the same cores.
 """
 
@@ -32,7 +33,9 @@ from onebeat.engine.plan import Order
 from onebeat.engine.router import Router
 
 Row = dict[str, Any]
-MIX_PROMPTS = 60
+MIX_PROMPTS = 120
+QUESTIONS = 48
+RESULTS = Path(__file__).parent / "results" / "engine_cpu.json"
 
 
 async def capacity(router: Router, seed: int) -> Row:
@@ -68,7 +71,7 @@ async def latency(router: Router, per_s: float, seed: int, seconds: float) -> Ro
         row["solo_short_ms"] = round(await solo_ms(live, shorts), 1)
         print(f"solo: a short prompt takes {row['solo_short_ms']} ms (median)")
         for load in (0.3, 0.6, 0.8):
-            length_s = seconds if load == 0.6 else seconds / 2
+            length_s = seconds if load == 0.6 else seconds / 3
             mix = writer.mix(round(per_s * load * length_s))
             row["loads"].append(_summary(await open_loop(live, mix, per_s * load, seed), load, Order.SHORTEST))
             if load == 0.6:
@@ -102,7 +105,7 @@ async def prefix(router: Router, seed: int) -> Row:
     """Questions of 40 tokens behind one system prompt of 800, all at once, with and without the prefix cache."""
     writer = Writer(router, seed)
     system = writer.prompt(800 + writer.shortest_tokens - 1)
-    questions = [f"{system} {writer.prompt(writer.shortest_tokens + 39)}" for _ in range(32)]
+    questions = [f"{system} {writer.prompt(writer.shortest_tokens + 39)}" for _ in range(QUESTIONS)]
     tokens = len(router.prepare(questions[0]).token_ids)
     rates = {}
     for name, mebibytes in (("with", 256.0), ("without", 0.0)):
@@ -112,7 +115,7 @@ async def prefix(router: Router, seed: int) -> Row:
                 if turn:
                     # Another system prompt, so that every turn begins with a cold cache.
                     system = writer.prompt(800 + writer.shortest_tokens - 1)
-                    questions = [f"{system} {writer.prompt(writer.shortest_tokens + 39)}" for _ in range(32)]
+                    questions = [f"{system} {writer.prompt(writer.shortest_tokens + 39)}" for _ in range(QUESTIONS)]
                 times.append(await all_at_once_s(live, questions))
             rates[name] = len(questions) / statistics.median(times)
             saved = live.snapshot().cached_tokens
@@ -126,10 +129,11 @@ async def prefix(router: Router, seed: int) -> Row:
     }
 
 
-async def soak(router: Router, seed: int, seconds: float) -> Row:
-    """An hour's traffic of one prompt a second in `seconds`, a fifth cancelled, a third with deadlines."""
+async def soak(router: Router, per_s: float, seed: int, seconds: float) -> Row:
+    """An hour's traffic of up to one prompt a second in `seconds`, a fifth cancelled, a third with deadlines."""
     dice, writer = random.Random(seed), Writer(router, seed)
-    mix = writer.mix(3600)
+    # Compressed no further than the machine can follow: at most 0.7 of its capacity.
+    mix = writer.mix(round(min(3600.0, 0.7 * per_s * seconds)))
     endings = dict.fromkeys(("answered", "deadline", "cancelled"), 0)
     rss = [_rss_mebibytes()]
 
@@ -193,25 +197,24 @@ async def run(options: argparse.Namespace, router: Router, results: Row) -> None
     if "latency" in rows:
         results["latency"] = await latency(router, found["engine_prompts_per_s"], options.seed, options.seconds)
     if "soak" in rows:
-        results["soak"] = await soak(router, options.seed, options.soak_seconds)
+        results["soak"] = await soak(router, found["engine_prompts_per_s"], options.seed, options.soak_seconds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--router", default="default")
     parser.add_argument("--rows", default="capacity,overhead,prefix,latency")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of arrivals at 60 %% of capacity")
+    parser.add_argument("--seconds", type=float, default=50.0, help="of arrivals at 60 %% of capacity")
     parser.add_argument("--soak-seconds", type=float, default=270.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON file that the rows are merged into")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file that the rows are merged into")
     options = parser.parse_args()
     router = Router.from_pretrained(options.router)
-    results: Row = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    results: Row = json.loads(options.out.read_text()) if options.out.exists() else {}
     results |= {"bench": "engine", "router": router.config.name, "layers": router.runner.layers, "device": "cpu"}
     results |= {"machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"}
     asyncio.run(run(options, router, results))
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results))
 
 

@@ -11,6 +11,7 @@ are read by later ones in the same order on the same device, so nothing waits fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -180,8 +181,9 @@ class Scheduler:
         return sorted(self._waiting.values(), key=place)
 
     def _budget(self) -> int:
-        share = int(sum(prompt.remaining for prompt in self._waiting.values()) * self._limits.backlog_share)
-        return max(self._limits.light_step_tokens, min(self._limits.step_tokens, share))
+        limits = self._limits
+        grown = int(limits.light_step_tokens * math.sqrt(len(self._waiting) / limits.light_prompts))
+        return max(limits.light_step_tokens, min(limits.step_tokens, grown))
 
     def _reserve(self, prompt: _Waiting, may_start: bool) -> bool:
         """Makes sure that a prompt of several chunks can have all its blocks before it takes the first."""

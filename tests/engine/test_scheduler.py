@@ -264,8 +264,8 @@ def test_an_evicted_beginning_is_computed_again_and_the_kept_rest_adopted() -> N
 
 
 def test_a_deep_queue_is_drained_in_full_steps_and_a_shallow_one_in_light_ones() -> None:
-    scheduler, cache = make(backlog_share=0.25, step_sequences=16)
-    world = World(scheduler, cache, limits(backlog_share=0.25, step_sequences=16))
+    scheduler, cache = make(light_prompts=2, step_sequences=16)
+    world = World(scheduler, cache, limits(light_prompts=2, step_sequences=16))
     for prompt_id in range(40):
         world.offer(prompt_id, (1, 2))
     sizes = []
