@@ -39,6 +39,7 @@ class Call:
         "dropped_messages",
         "first_token_ms",
         "id",
+        "last_attempt",
         "last_problem",
         "no_prefill",
         "notes",
@@ -108,6 +109,7 @@ class Call:
         self.second_best: Attempt | None = None
         """Holds a whole answer that a soft detector disliked: it is given where nothing better comes."""
         self.last_problem: ProviderProblem | None = None
+        self.last_attempt: Attempt | None = None
         self.no_prefill: set[str] = set()
         """Lines that refused to continue this answer."""
 

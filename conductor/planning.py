@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
 from onebeat.conductor.call import Call
-from onebeat.conductor.context import drop_oldest, size_of
-from onebeat.conductor.policy import Ask, Choice, Plan, Status, choice_of, fits, named_plan, plan
+from onebeat.conductor.context import MARGIN, drop_oldest, size_of
+from onebeat.conductor.policy import Ask, Choice, Plan, Status, answer_room, choice_of, fits, named_plan, plan
 from onebeat.conductor.records import ChatRequest, RequestError
 from onebeat.conductor.runtime import Runtime
 from onebeat.conductor.scoring import Scorer
@@ -126,8 +126,9 @@ class Planner:
             raise RequestError(str(error), code="context_length_exceeded", param="messages") from error
         largest = max(overflowing, key=lambda route: route.model.context_tokens)
         line = runtime.lines[largest.name]
-        room = ask.max_output_tokens or min(runtime.fleet.context.answer_tokens, largest.model.context_tokens // 4)
-        window = int((largest.model.context_tokens - room) / 1.06)
+        choice = choice_of(largest, ask, largest.prior, line.scale.ratio)
+        room = answer_room(choice, ask, runtime.fleet.context.answer_tokens)
+        window = int((largest.model.context_tokens - room) / MARGIN) - 1
         shorter = drop_oldest(call.request, window, largest.model.bytes_per_token, line.scale.ratio)
         if shorter is None:
             raise RequestError(

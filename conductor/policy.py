@@ -305,13 +305,17 @@ def unfit_because(route: Route, ask: Ask) -> str | None:
 
 def fits(choice: Choice, ask: Ask, answer_tokens: int) -> bool:
     """Whether the prompt and room for the answer fit the window."""
-    model = choice.route.model
+    room = answer_room(choice, ask, answer_tokens)
+    return MARGIN * choice.prompt_tokens + room <= choice.route.model.context_tokens
+
+
+def answer_room(choice: Choice, ask: Ask, answer_tokens: int) -> float:
+    """Tokens kept for the answer: what was asked for, else twice the prediction, at most half the window."""
     if ask.max_output_tokens is not None:
-        room = float(ask.max_output_tokens)
-    else:
-        room = max(float(min(answer_tokens, model.context_tokens // 4)), ROOM_OVER_PREDICTION * choice.output_tokens)
-        room = min(room, model.context_tokens / 2)
-    return MARGIN * choice.prompt_tokens + room <= model.context_tokens
+        return float(ask.max_output_tokens)
+    window = choice.route.model.context_tokens
+    least = float(min(answer_tokens, window // 4))
+    return min(max(least, ROOM_OVER_PREDICTION * choice.output_tokens), window / 2)
 
 
 def takes_over(policy: PolicySection, failed: Choice, following: Choice) -> bool:

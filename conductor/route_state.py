@@ -34,13 +34,14 @@ _FATAL = frozenset({ProblemKind.AUTH, ProblemKind.NOT_FOUND})
 class RouteState:
     """Health of one route. Every `acquire` that is True is ended by exactly one of `succeeded`, `failed`, `left`."""
 
-    __slots__ = ("_coolings", "breaker", "concurrency", "cooling_until", "first_token", "last_problem", "room")
+    __slots__ = ("_coolings", "breaker", "concurrency", "cooling_until", "first_token", "last_problem", "room", "whole")
 
     def __init__(self, resilience: ResilienceSection) -> None:
         self.breaker = Breaker(resilience.breaker_failures, resilience.breaker_open_ms / 1e3)
         self.concurrency = Concurrency(resilience.max_concurrency)
         self.room = Headroom()
         self.first_token = Percentile()
+        self.whole = Percentile()
         self.cooling_until = -math.inf
         self.last_problem: ProviderProblem | None = None
         self._coolings = 0
@@ -85,13 +86,16 @@ class RouteState:
         if limits is not None:
             self.room.learn(limits, now)
 
-    def succeeded(self, first_token_ms: float | None) -> None:
+    def succeeded(self, first_token_ms: float | None, whole_ms: float | None = None) -> None:
+        """`first_token_ms` of a stream, `whole_ms` of an answer that was not streamed."""
         self.concurrency.succeeded()
         self.concurrency.in_flight -= 1
         self.breaker.succeeded()
         self._coolings = 0
         if first_token_ms is not None:
             self.first_token.observe(first_token_ms)
+        elif whole_ms is not None:
+            self.whole.observe(whole_ms)
 
     def left(self) -> None:
         """The call was given up by us (the client left, a hedge lost): it says nothing about the route."""

@@ -306,3 +306,37 @@ async def test_a_client_that_reads_nothing_gets_no_more_than_buffers_hold(tmp_pa
             assert response.headers["content-type"].startswith("text/event-stream")
             text = (await response.read()).decode()
             assert '"usage"' not in text.partition('"onebeat"')[0]  # only who asked for it gets a usage chunk
+
+
+async def test_a_hedge_overtakes_a_slow_route_within_its_budget(tmp_path: Path) -> None:
+    clocks = CLOCKS.replace("[resilience]", "[resilience]\nhedge = true\nhedge_share = 0.5").replace("= 400", "= 4000")
+    async with rig(tmp_path, clocks=clocks, change=prefers("gpt-4o")) as bench:
+        for stream in (False, True):
+            for _ in range(22):  # The percentile is learned from twenty answers on.
+                assert (await bench.ask("auto", stream=stream)).is_whole
+            bench.sim.script("openai", "slow_first:delay=2")
+            started = time.perf_counter()
+            result = await bench.ask("auto", stream=stream)
+            assert result.is_whole and result.headers["x-onebeat-model"] != "gpt-4o"
+            assert time.perf_counter() - started < 1.0
+            rows = (await bench.rows("attempts"))[-2:]
+            assert {row["outcome"] for row in rows} == {"hedged", "served"}
+        runtime = bench.gateway.gateway.planner.runtime
+        assert all(line.state.concurrency.in_flight == 0 for line in runtime.lines.values())
+
+
+async def test_a_hedge_that_loses_or_fails_changes_nothing(tmp_path: Path) -> None:
+    clocks = CLOCKS.replace("[resilience]", "[resilience]\nhedge = true\nhedge_share = 1.0").replace("= 400", "= 600")
+    async with rig(tmp_path, clocks=clocks, change=prefers("gpt-4o")) as bench:
+        for _ in range(22):
+            await bench.ask("auto")
+        bench.sim.script("openai", "ok:first_ms=150")
+        for vendor in ("anthropic", "gemini"):
+            bench.sim.script(vendor, always="error_500")
+        result = await bench.ask("auto")
+        assert result.is_whole and result.json["model"] == "gpt-4o"
+        bench.sim.script("openai", "silence")
+        result = await bench.ask("auto")
+        assert result.status in (502, 504)
+        runtime = bench.gateway.gateway.planner.runtime
+        assert all(line.state.concurrency.in_flight == 0 for line in runtime.lines.values())
