@@ -141,6 +141,8 @@ class Gatherer:
 
     known_models: Collection[str] | None = None
     """When given, outcomes of any other model are counted and left out."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """From a fleet's model names to the columns that score them."""
     records: int = 0
     problems: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -239,6 +241,7 @@ class Gatherer:
         if prompt is None:
             return
         model, score = record.get("model"), _number(record.get("score"))
+        model = self.renamed.get(model, model) if isinstance(model, str) else model
         if not isinstance(model, str) or not model.strip():
             self._problem("without a model", place, repr(model))
         elif self.known_models is not None and model not in self.known_models:

@@ -22,9 +22,14 @@ Record = tuple[str, Mapping[str, object] | str]
 BATCH_ROWS = 4096
 
 
-def read_outcomes(paths: Collection[Path], *, models: Collection[str] | None = None) -> Outcomes:
-    """All outcomes of these files in one table. Raises `InputError` for a file of no known kind or without outcomes."""
-    gatherer = Gatherer(known_models=models)
+def read_outcomes(
+    paths: Collection[Path], *, models: Collection[str] | None = None, columns: Mapping[str, str] | None = None
+) -> Outcomes:
+    """All outcomes of these files in one table. Raises `InputError` for a file of no known kind or without outcomes.
+
+    `models` are the only ones taken; `columns` maps a fleet's model names to the columns that score them.
+    """
+    gatherer = Gatherer(known_models=models, renamed=columns or {})
     for path in paths:
         gatherer.add_all(records(path))
     return gatherer.table()
@@ -121,21 +126,37 @@ def _check_names(path: Path, names: set[str]) -> None:
         raise InputError(f"{path} has no column {' or '.join(alternatives)}; {hint}.")
 
 
+LEDGER_QUERY = """
+SELECT r.prompt AS messages, r.model AS model, f.score AS score, r.prompt_tokens AS input_tokens,
+       r.output_tokens AS output_tokens, CASE WHEN r.attempts = 1 THEN r.cost_usd END AS cost_usd,
+       r.total_ms AS latency_ms, r.key_name AS "group", r.at AS time,
+       CASE WHEN r.model = r.decided_model THEN r.propensity END AS propensity
+FROM requests AS r
+JOIN feedback AS f ON f.request_id = r.id AND f.rowid = (SELECT max(rowid) FROM feedback WHERE request_id = r.id)
+WHERE r.outcome = 'served' ORDER BY r.at
+"""
+"""The last feedback on a request counts. What several attempts cost together says nothing of one model's price, and a
+propensity belongs to the model that the policy chose, not to the one that stepped in."""
+
+
 def _ledger(path: Path) -> Iterator[Record]:
-    """Graded requests of the gateway's ledger: those with feedback, and what was logged of the decision."""
+    """Graded requests: of the gateway's ledger (those with feedback), or of a table or view called `outcomes`."""
     try:
         connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         connection.row_factory = sqlite3.Row
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
         columns = {row[1] for row in connection.execute("SELECT * FROM pragma_table_info('outcomes')")}
     except sqlite3.DatabaseError as error:
         raise InputError(f"{path} is not a readable ledger: {error}.") from None
-    if not columns:
-        raise InputError(f"{path} has no view or table `outcomes`; is it a ledger that `onebeat serve` wrote?")
-    _check_names(path, columns)
-    names = [name for name in FIELDS if name in columns]
-    quoted = ", ".join(f'"{name}"' for name in names)
     try:
-        for number, row in enumerate(connection.execute(f"SELECT {quoted} FROM outcomes"), 1):
+        if columns:
+            _check_names(path, columns)
+            query = "SELECT {} FROM outcomes".format(", ".join(f'"{name}"' for name in FIELDS if name in columns))
+        elif {"requests", "feedback"} <= tables:
+            query = LEDGER_QUERY
+        else:
+            raise InputError(f"{path} has no table `outcomes`, and is not a ledger that `onebeat serve` wrote.")
+        for number, row in enumerate(connection.execute(query), 1):
             yield f"{path.name} row {number}", dict(row)
     finally:
         connection.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Job:
     name: str | None = None
     cache_folder: Path | None = None
     auxiliary: bool = True
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """From a fleet's model names to columns, for outcomes of its ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Result:
 
 def train(job: Job, say: Callable[[str], None]) -> Result:
     """Runs a job. Raises `InputError` and the engine's errors, each in one sentence."""
-    everything = read_outcomes(job.files)
+    everything = read_outcomes(job.files, columns=job.columns)
     outcomes = everything.with_models(job.models or everything.models)
     for line in everything.report.lines():
         say(line)

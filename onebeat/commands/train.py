@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", help="the router's name; default: that of the output folder")
     add("--head-only", action="store_true", help="write router.json and router_head.safetensors, no backbone")
     add("--cache", type=Path, help="folder for features, so that a second run is quick; default: the user's cache")
-    add("--fleet", type=Path, help="fleet.toml to hold the columns against")
+    add("--fleet", type=Path, help="fleet.toml whose `scored_as` names the column of each model")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         name=args.name,
         cache_folder=args.cache or CACHE_FOLDER / "features",
         auxiliary=not args.only_these,
+        columns=fleet,
     )
     result = train(job, lambda line: print(line, file=sys.stderr, flush=True))
     for warning in [*result.warnings, *_against_fleet(args.fleet, fleet, result)]:

@@ -164,3 +164,34 @@ def test_a_million_records_stay_within_memory() -> None:
     assert table.score.shape == (100_000, 10)
     assert table.report.used == 1_000_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
+
+
+async def test_the_gateways_own_ledger_is_read(tmp_path: Path) -> None:
+    from onebeat.conductor.ledger import FeedbackRow, RequestRow
+
+    path = tmp_path / "ledger.sqlite"
+    messages = json.dumps([{"role": "user", "content": "hello"}])
+    with sqlite3.connect(path) as connection:
+        for table, kind in (("requests", RequestRow), ("feedback", FeedbackRow)):
+            connection.execute(f"CREATE TABLE {table} ({', '.join(kind.__struct_fields__)})")
+        row = {"outcome": "served", "at": 9.0, "prompt_tokens": 7, "output_tokens": 11, "key_name": "team"}
+        rows = [
+            row | {"id": "1", "model": "m", "decided_model": "m", "propensity": 0.9, "attempts": 1, "cost_usd": 0.5},
+            row | {"id": "2", "model": "n", "decided_model": "m", "propensity": 0.9, "attempts": 2, "cost_usd": 0.8},
+            row | {"id": "3", "model": "m", "decided_model": "m", "propensity": 0.9, "attempts": 1, "cost_usd": 0.5},
+        ]
+        for held in rows:
+            held["prompt"] = messages if held["id"] != "3" else None
+            names = ", ".join(held)
+            marks = ", ".join("?" * len(held))
+            connection.execute(f"INSERT INTO requests ({names}) VALUES ({marks})", [*held.values()])
+        for request, score in (("1", 0.0), ("1", 1.0), ("2", 0.25), ("3", 1.0)):
+            connection.execute("INSERT INTO feedback (request_id, at, score) VALUES (?, 9.0, ?)", [request, score])
+    connection.close()
+    table = read_outcomes([path], columns={"n": "column-n"})
+    assert table.models == ("column-n", "m")
+    assert table.groups == ("team",)
+    np.testing.assert_array_equal(table.score, [[0.25, 1.0]])
+    np.testing.assert_array_equal(table.cost_usd, np.array([[np.nan, 0.5]], np.float32))
+    np.testing.assert_array_equal(table.propensity, np.array([[np.nan, 0.9]], np.float32))
+    assert table.report.problems == {"without a prompt": 1}

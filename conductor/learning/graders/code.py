@@ -1,0 +1,140 @@
+"""Programs that must pass tests, each run in a sandbox of its own.
+
+Enters: an answer with a program in it, and tests as Python text (assertions). Leaves: a `Grade`. What is enforced, and
+by whom, is told in `sandbox_child`; by default, where the kernel does not keep the network and foreign files away,
+nothing is run and the answer cannot be graded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right, wrong
+
+CHILD = Path(__file__).with_name("sandbox_child.py")
+ISOLATION = ("network", "files")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a program may use."""
+
+    wall_s: float = 10.0
+    cpu_s: int = 5
+    memory_bytes: int = 512 * 2**20
+    file_bytes: int = 10 * 2**20
+    required: tuple[str, ...] = ISOLATION
+    """What the kernel must enforce for the program to be run at all; see `sandbox_child` for the names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What became of a program."""
+
+    passed: bool
+    enforced: tuple[str, ...]
+    ending: str
+    """passed | failed | out of time | refused (isolation is missing) | broken (the sandbox itself)"""
+    output: str
+    """The end of what it printed, errors included."""
+
+
+def grade_code(answer: str, tests: str, *, limits: Limits | None = None) -> Grade:
+    """Right when the answer's program runs and all tests pass."""
+    program = extract_program(answer)
+    if program is None:
+        return wrong("it holds no program")
+    found = run(program, tests, limits or Limits())
+    if found.ending == "passed":
+        return right("all tests passed")
+    if found.ending == "refused":
+        missing = ", ".join(name for name in (limits or Limits()).required if name not in found.enforced)
+        return cannot_grade(f"this system does not isolate {missing} (enforced: {', '.join(found.enforced)})")
+    if found.ending == "broken":
+        return cannot_grade(f"the sandbox did not start: {found.output[-200:]}")
+    last = found.output.strip().rsplit("\n", 1)[-1][:200]
+    return wrong(f"{found.ending}: {last}" if last else found.ending)
+
+
+def extract_program(answer: str) -> str | None:
+    """The code fences of an answer, joined; else the whole answer where it compiles; else None."""
+    fences = re.findall(r"```(?:python|py|python3)?[ \t]*\n(.*?)(?:```|\Z)", answer, re.DOTALL)
+    if fences:
+        return "\n\n".join(fences)
+    try:
+        compile(answer, "answer", "exec")
+    except (SyntaxError, ValueError):
+        return None
+    return answer if answer.strip() else None
+
+
+def run(program: str, tests: str, limits: Limits) -> Run:
+    """Runs `program`, then `tests` in the same namespace, in a process and a folder of their own."""
+    nonce = secrets.token_hex(16)
+    job = {
+        "program": program,
+        "tests": tests,
+        "nonce": nonce,
+        "required": list(limits.required),
+        "limits": {"cpu_s": limits.cpu_s, "memory_bytes": limits.memory_bytes, "file_bytes": limits.file_bytes},
+    }
+    with tempfile.TemporaryDirectory(prefix="onebeat-code-") as folder, tempfile.TemporaryFile() as output:
+        reading, writing = os.pipe()
+        try:
+            # The child finds its report at descriptor 3, wherever the pipe was here.
+            command = [sys.executable, "-I", "-B", "-c", _LAUNCH, str(writing), str(CHILD)]
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env={"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8"},
+                pass_fds=(writing,),
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
+        timed_out = _wait(process, json.dumps(job).encode(), limits.wall_s)
+        with os.fdopen(reading, "rb") as report:
+            lines = report.read(65536).decode(errors="replace").splitlines()
+        output.seek(max(0, output.seek(0, os.SEEK_END) - 4000))
+        printed = output.read().decode(errors="replace")
+    enforced = tuple(json.loads(lines[0])) if lines else ()
+    if timed_out or process.returncode == -signal.SIGXCPU:
+        return Run(False, enforced, "out of time", printed)
+    if not lines:
+        return Run(False, enforced, "broken", printed)
+    if process.returncode == 64 and not set(limits.required).issubset(enforced):
+        return Run(False, enforced, "refused", printed)
+    passed = len(lines) > 1 and lines[-1] == nonce
+    return Run(passed, enforced, "passed" if passed else "failed", printed)
+
+
+_LAUNCH = (
+    "import os, runpy, sys; fd = int(sys.argv[1]); "
+    "(fd == 3) or (os.dup2(fd, 3), os.close(fd)); runpy.run_path(sys.argv[2], run_name='__main__')"
+)
+
+
+def _wait(process: subprocess.Popen[bytes], job: bytes, wall_s: float) -> bool:
+    """Whether it had to be killed. What it left running is killed in any case."""
+    try:
+        process.communicate(job, timeout=wall_s)
+        timed_out = False
+    except subprocess.TimeoutExpired:
+        timed_out = True
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return timed_out

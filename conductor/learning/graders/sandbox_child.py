@@ -1,0 +1,128 @@
+"""The inside of the sandbox: takes away what a program must not have, runs it, then its tests. Run as a script.
+
+Enters: on standard input, JSON with `program`, `tests`, `limits` and `nonce`. Leaves: on file descriptor 3, a line that
+names what is enforced, then the nonce if every test passed. Imports nothing of onebeat: it runs isolated (`python -I`).
+
+What is enforced, and by whom:
+
+    CPU time, memory, file size, open files      the kernel, by resource limits (any POSIX system)
+    wall time                                    the parent, by killing the process group
+    network                                      the kernel, by an empty network namespace (Linux, if users may)
+    files outside the working folder             the kernel, by Landlock (Linux 5.13 and newer): reading Python's own
+                                                 libraries and writing in the working folder is all that is left
+    new processes, sockets, foreign functions    this interpreter's audit hook: a second line, not a wall
+
+It keeps careless programs from doing harm. It is not meant for an adversary with a kernel exploit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import struct
+import sys
+
+NEW_USER, NEW_NET = 0x10000000, 0x40000000
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF, NO_NEW_PRIVILEGES = 444, 445, 446, 38
+READ = 1 << 0 | 1 << 2 | 1 << 3
+READ_FILE = 1 << 0 | 1 << 2
+WRITE_FILE = 1 << 1 | 1 << 2
+FORBIDDEN = (
+    "socket.",
+    "subprocess.",
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "os.spawn",
+    "ctypes.",
+    "pty.",
+)
+
+
+def limit_resources(limits: dict[str, int]) -> list[str]:
+    """Each limit that the system took."""
+    held = []
+    wanted = {
+        "cpu time": (resource.RLIMIT_CPU, limits["cpu_s"]),
+        "memory": (resource.RLIMIT_AS, limits["memory_bytes"]),
+        "file size": (resource.RLIMIT_FSIZE, limits["file_bytes"]),
+        "open files": (resource.RLIMIT_NOFILE, 32),
+        "core dumps": (resource.RLIMIT_CORE, 0),
+    }
+    for name, (kind, value) in wanted.items():
+        try:
+            resource.setrlimit(kind, (value, value))
+        except (OSError, ValueError):
+            continue
+        held.append(name)
+    return held
+
+
+def leave_network(library: ctypes.CDLL) -> bool:
+    """Moves into a network namespace in which there is nothing, not even a loopback that is up."""
+    return hasattr(library, "unshare") and library.unshare(NEW_USER | NEW_NET) == 0
+
+
+def confine_files(library: ctypes.CDLL, folder: str) -> bool:
+    """Landlock: reads of Python's libraries, anything in `folder`, nothing else."""
+    library.syscall.restype = ctypes.c_long
+    version = library.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1))
+    if version < 1:
+        return False
+    everything = (1 << 13) - 1 | (1 << 14 if version >= 3 else 0)
+    attributes = struct.pack("=Q", everything)
+    rules = library.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint(0))
+    if rules < 0:
+        return False
+    places = dict.fromkeys((sys.prefix, sys.base_prefix, "/usr/lib", "/usr/lib64", "/lib", "/lib64"), READ)
+    places |= {"/dev/null": WRITE_FILE, "/dev/urandom": READ_FILE, "/usr/share/zoneinfo": READ, folder: everything}
+    for path, access in places.items():
+        try:
+            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue
+        beneath = struct.pack("=Qi", access, opened)
+        failed = library.syscall(ADD_RULE, ctypes.c_int(rules), ctypes.c_int(1), beneath, ctypes.c_uint(0))
+        os.close(opened)
+        if failed:
+            return False
+    if library.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0):
+        return False
+    return bool(library.syscall(RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint(0)) == 0)
+
+
+def forbid(event: str, arguments: tuple[object, ...]) -> None:
+    """The audit hook."""
+    if event.startswith(FORBIDDEN):
+        raise PermissionError(f"{event} is not allowed here")
+
+
+def main() -> None:
+    """Never returns normally without having said what became of the tests."""
+    job = json.load(sys.stdin)
+    report = os.fdopen(3, "w")
+    library = ctypes.CDLL(None, use_errno=True)
+    enforced = []
+    if leave_network(library):
+        enforced.append("network")
+    if confine_files(library, os.path.realpath(os.curdir)):
+        enforced.append("files")
+    enforced += limit_resources(job["limits"])
+    report.write(json.dumps(enforced) + "\n")
+    report.flush()
+    if not set(job["required"]).issubset(enforced):
+        os._exit(64)
+    sys.addaudithook(forbid)
+    names: dict[str, object] = {"__name__": "__main__"}
+    exec(compile(job["program"], "program.py", "exec"), names)
+    names["__name__"] = "tests"
+    exec(compile(job["tests"], "tests.py", "exec"), names)
+    report.write(job["nonce"] + "\n")
+    report.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Programs in the sandbox: tests decide, and what is forbidden does not happen."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from onebeat.conductor.learning.graders.code import Limits, extract_program, grade_code, run
+
+QUICK = Limits(wall_s=8.0, cpu_s=2)
+ENFORCED = run("", "", Limits(required=())).enforced
+isolated = pytest.mark.skipif(
+    not {"network", "files"} <= set(ENFORCED), reason=f"this kernel enforces only {', '.join(ENFORCED)}"
+)
+
+
+@isolated
+def test_a_program_that_passes_and_one_that_does_not() -> None:
+    answer = "Here:\n```python\ndef double(x):\n    return 2 * x\n```\nIt doubles."
+    assert grade_code(answer, "assert double(4) == 8").score == 1.0
+    failed = grade_code(answer, "assert double(4) == 9, 'nine expected'")
+    assert failed.score == 0.0
+    assert "nine expected" in failed.reason
+    assert grade_code("I would rather not.", "assert True").score == 0.0
+    assert grade_code("```python\ndef broken(:\n```", "assert True").score == 0.0
+
+
+@isolated
+def test_leaving_early_is_not_passing() -> None:
+    for program in ("import os; os._exit(0)", "raise SystemExit(0)", "import sys; sys.exit()"):
+        assert grade_code(program, "assert False").score == 0.0
+
+
+@isolated
+def test_time_is_limited() -> None:
+    started = time.monotonic()
+    assert run("while True: pass", "", QUICK).ending in ("out of time", "failed")
+    assert run("import time; time.sleep(60)", "", Limits(wall_s=1.0)).ending == "out of time"
+    assert time.monotonic() - started < 20
+
+
+@isolated
+def test_memory_is_limited() -> None:
+    found = run("x = bytearray(2 * 2**30)", "", QUICK)
+    assert found.ending == "failed"
+    assert "MemoryError" in found.output
+
+
+@isolated
+def test_the_network_is_not_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        port = server.getsockname()[1]
+        program = f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)"
+        assert run(program, "", QUICK).ending == "failed"
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+@isolated
+def test_files_elsewhere_are_neither_read_nor_written(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a secret")
+    for program in (
+        f"print(open({str(secret)!r}).read())",
+        f"open({str(tmp_path / 'new.txt')!r}, 'w').write('x')",
+        f"import os; os.remove({str(secret)!r})",
+        "open('/etc/passwd').read()",
+    ):
+        found = run(program, "", QUICK)
+        assert found.ending == "failed", program
+        assert "a secret" not in found.output
+    assert [path.name for path in tmp_path.iterdir()] == ["secret.txt"]
+    assert run("open('mine.txt', 'w').write('x'); assert open('mine.txt').read() == 'x'", "", QUICK).passed
+
+
+@isolated
+def test_a_file_may_not_grow_without_end() -> None:
+    found = run("open('big', 'wb').write(b'x' * 2**26)", "", QUICK)
+    assert not found.passed
+
+
+@isolated
+def test_no_process_outlives_its_program() -> None:
+    for program in (
+        "import subprocess; subprocess.run(['true'])",
+        "import os; os.system('true')",
+        "import os; os.fork()",
+        "import ctypes; ctypes.CDLL(None)",
+    ):
+        found = run(program, "", QUICK)
+        assert found.ending == "failed"
+        assert "not allowed here" in found.output
+
+
+@isolated
+def test_the_environment_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEBEAT_TEST_KEY", "do not leak")
+    found = run("import os; print(dict(os.environ))", "", QUICK)
+    assert found.passed
+    assert "do not leak" not in found.output
+    assert os.environ["ONEBEAT_TEST_KEY"] == "do not leak"
+
+
+def test_where_the_kernel_does_not_isolate_nothing_is_run() -> None:
+    grade = grade_code("print(1)", "", limits=Limits(required=("teleportation",)))
+    assert grade.score is None
+    assert "teleportation" in grade.reason
+
+
+def test_finding_the_program() -> None:
+    assert extract_program("```py\na = 1\n```\nand\n```\nb = 2\n```") == "a = 1\n\n\nb = 2\n"
+    assert extract_program("x = 1") == "x = 1"
+    assert extract_program("This is prose; no code here.") is None
+    assert extract_program("") is None

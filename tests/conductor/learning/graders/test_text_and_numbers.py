@@ -1,0 +1,188 @@
+"""Numbers, text, letters and schemas: what is right, what is wrong, and what cannot be told."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onebeat.conductor.learning.graders.numeric import boxed, grade_numeric, parse
+from onebeat.conductor.learning.graders.schema import grade_schema
+from onebeat.conductor.learning.graders.text import grade_choice, grade_exact
+
+RIGHT, WRONG, UNKNOWN = 1.0, 0.0, None
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("3", "3", RIGHT),
+        ("The total is 1,234 apples.", "1234", RIGHT),
+        ("#### 70000", "# 70000", UNKNOWN),
+        ("So 2 + 3 = 5.\n#### 5", "5", RIGHT),
+        ("We get \\boxed{\\frac{3}{4}}.", "0.75", RIGHT),
+        ("We get \\boxed{\\dfrac{3}{4}}.", "\\frac34", RIGHT),
+        ("\\boxed{-\\frac{1}{2}}", "-0.5", RIGHT),
+        ("the answer is 3/4", "6/8", RIGHT),
+        ("50\\%", "0.5", WRONG),
+        ("50\\%", "50", RIGHT),
+        ("50%", "50 percent", RIGHT),
+        ("It is 2.5 km.", "2500 m", RIGHT),
+        ("2.5 kg", "2.5 km", WRONG),
+        ("90 minutes", "1.5 hours", RIGHT),
+        ("$18", "18", RIGHT),
+        ("$18$", "18", RIGHT),
+        ("18 dollars", "$18.00", RIGHT),
+        ("1e3", "1000", RIGHT),
+        ("6.02 \\times 10^{23}", "602000000000000000000000", RIGHT),
+        ("3.14", "3.1416", RIGHT),
+        ("3.2", "3.1416", WRONG),
+        ("0.333", "1/3", RIGHT),
+        ("0.3", "1/3", WRONG),
+        ("x = 7", "7", RIGHT),
+        ("−4", "-4", RIGHT),
+        ("**42**", "42", RIGHT),
+        ("45^\\circ", "45", RIGHT),
+        ("I do not know.", "4", UNKNOWN),
+        ("", "4", UNKNOWN),
+        ("\\boxed{x+1}", "4", UNKNOWN),
+        ("4", "x + 1", UNKNOWN),
+        ("1/0", "0", UNKNOWN),
+        ("the answer is: 12 because 3 of 15 fell", "12", RIGHT),
+        ("the answer is: 3 + 4 = 7", "7", RIGHT),
+    ],
+)
+def test_numbers(answer: str, reference: str, score: float | None) -> None:
+    assert grade_numeric(answer, reference).score == score, grade_numeric(answer, reference).reason
+
+
+@given(st.integers(-(10**9), 10**9), st.integers(1, 10**6))
+def test_every_fraction_is_read_however_it_is_written(above: int, below: int) -> None:
+    value = Fraction(above, below)
+    for text in (f"{above}/{below}", f"\\frac{{{above}}}{{{below}}}", f"$\\frac{{{above}}}{{{below}}}$"):
+        found = parse(text)
+        assert found is not None, text
+        assert found.value == value, text
+    plain = parse(f"{above:,}")
+    assert plain is not None
+    assert plain.value == above
+
+
+@settings(max_examples=60)
+@given(st.text(max_size=80))
+def test_no_text_breaks_a_grader(text: str) -> None:
+    for grade in (
+        grade_numeric(text, "1"),
+        grade_numeric("1", text),
+        grade_exact(text, text),
+        grade_choice(text, "A"),
+        grade_schema(text, {"type": "object"}),
+    ):
+        assert grade.score in (RIGHT, WRONG, UNKNOWN)
+        assert grade.reason
+
+
+def test_boxes_may_be_nested() -> None:
+    assert boxed("so \\boxed{1} then \\boxed{\\frac{a}{b}}") == "\\frac{a}{b}"
+    assert boxed("\\boxed{open") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("The Eiffel Tower.", "eiffel tower", RIGHT),
+        ("Thinking...\nAnswer: Paris", "Paris", RIGHT),
+        ("\\boxed{\\text{blue}}", "blue", RIGHT),
+        ("Paris, France", "Paris", WRONG),
+        ("", "Paris", UNKNOWN),
+        ("Paris", "", UNKNOWN),
+    ],
+)
+def test_exact_text(answer: str, reference: str, score: float | None) -> None:
+    assert grade_exact(answer, reference).score == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("B", "B", RIGHT),
+        ("(b)", "B", UNKNOWN),
+        ("The answer is (C).", "C", RIGHT),
+        ("**Answer: D**", "D", RIGHT),
+        ("A. because of gravity", "A", RIGHT),
+        ("First (A) looks right, but (B) fits.\nAnswer: B", "A", WRONG),
+        ("It could be (A) or (B).", "A", UNKNOWN),
+        ("\\boxed{\\text{E}}", "E", RIGHT),
+        ("I think so", "B", UNKNOWN),
+        ("B", "7", UNKNOWN),
+    ],
+)
+def test_letters(answer: str, reference: str, score: float | None) -> None:
+    assert grade_choice(answer, reference).score == score, grade_choice(answer, reference).reason
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "pattern": "^[A-Z]"},
+        "age": {"type": "integer", "minimum": 0, "exclusiveMaximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True, "maxItems": 3},
+        "next": {"$ref": "#"},
+    },
+    "required": ["name"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ('{"name": "Ada", "age": 36, "tags": ["a", "b"]}', RIGHT),
+        ('Here it is:\n```json\n{"name": "Ada", "next": {"name": "Bob"}}\n```\nDone.', RIGHT),
+        ('{"name": "ada"}', WRONG),
+        ('{"name": "Ada", "age": 36.5}', WRONG),
+        ('{"name": "Ada", "age": 36.0}', RIGHT),
+        ('{"name": "Ada", "age": true}', WRONG),
+        ('{"name": "Ada", "age": 150}', WRONG),
+        ('{"name": "Ada", "tags": ["a", "a"]}', WRONG),
+        ('{"name": "Ada", "tags": ["c"]}', WRONG),
+        ('{"name": "Ada", "next": {}}', WRONG),
+        ('{"name": "Ada", "other": 1}', WRONG),
+        ('{"age": 3}', WRONG),
+        ("{'name': 'Ada'}", WRONG),
+        ('{"name": "Ada", "age": NaN}', WRONG),
+        ("no JSON at all", WRONG),
+    ],
+)
+def test_schemas(answer: str, score: float) -> None:
+    assert grade_schema(answer, SCHEMA).score == score, grade_schema(answer, SCHEMA).reason
+
+
+def test_what_a_schema_asks_and_is_not_checked_cannot_be_graded() -> None:
+    assert grade_schema("{}", {"unevaluatedProperties": False}).score is None
+    assert grade_schema("{}", {"$ref": "https://elsewhere.example/schema"}).score is None
+    assert grade_schema("{}", {"$ref": "#/$defs/missing"}).score is None
+    assert grade_schema("1", {"$ref": "#"}).score is None
+    assert grade_schema("1", {"type": "whole"}).score is None
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"anyOf": [{"type": "null"}, {"minimum": 5}]}, "7", "3"),
+        ({"oneOf": [{"minimum": 5}, {"multipleOf": 2}]}, "4", "6"),
+        ({"allOf": [{"minimum": 1}, {"maximum": 3}]}, "2", "4"),
+        ({"not": {"const": 1}}, "true", "1"),
+        ({"prefixItems": [{"type": "string"}], "items": False}, '["a"]', '["a", 1]'),
+        ({"patternProperties": {"^x": {"type": "number"}}}, '{"x": 1}', '{"x": "1"}'),
+        ({"minProperties": 1}, '{"a": 1}', "{}"),
+        ({"multipleOf": 0.1}, "0.3", "0.35"),
+        (False, "", "1"),
+    ],
+)
+def test_combinations(schema: object, good: str, bad: str) -> None:
+    if good:
+        assert grade_schema(good, schema).score == RIGHT
+    assert grade_schema(bad, schema).score == WRONG
