@@ -84,7 +84,7 @@ def load_int8_backbone(
     A copy's name is the hash of everything that determines it, so that a stale one is never found. `prompts` are what
     int8 is calibrated on. Where `folder` cannot be written, every start quantises anew.
     """
-    facts = [FORMAT, weights.sha256, max(taps), KEEP_ABOVE, [list(prompt) for prompt in prompts]]
+    facts = [FORMAT, weights.sha256, str(config), max(taps), KEEP_ABOVE, [list(prompt) for prompt in prompts]]
     path = folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]}.safetensors"
 
     def load(path: Path) -> Backbone:

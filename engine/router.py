@@ -29,6 +29,7 @@ from onebeat.engine.hub import router_folder
 from onebeat.engine.int8_file import INT8_FILE, Int8File
 from onebeat.engine.loading import Precision, load_backbone
 from onebeat.engine.model import Backbone
+from onebeat.engine.quantize import FORMAT as INT8_FORMAT
 from onebeat.engine.quantize import load_int8_backbone
 from onebeat.engine.records import Column, Prompt, Scores, Timing
 from onebeat.engine.router_config import RouterConfig
@@ -299,7 +300,7 @@ def _backbone(
 
 
 def _fingerprint(folder: Path, weights: Weights | Int8File, precision: str, device: str) -> str:
-    digest = hashlib.sha256(f"{weights.sha256} {precision} {device}".encode())
+    digest = hashlib.sha256(f"{weights.sha256} {precision} {INT8_FORMAT} {device}".encode())
     for name in FINGERPRINTED:
         path = folder / name
         digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
