@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.learning_data import SEVEN, Source, Table, load
+from bench.learning_onboarding import int8, onboarding
 from bench.learning_routers import ROUTERS, Predicted, kernel, logistic
 from onebeat.conductor.learning.costs import costs
 from onebeat.conductor.learning.curves import Judged, cost_to_reach, quality_at_cost, reference_cost, trace
@@ -192,7 +193,9 @@ def _short(value: object) -> str:
 
 
 def _brief(row: Row) -> str:
-    return "  ".join(f"{name} {_short(row[name])}" for name in ("auc", "auc_within", "equal_cost", "cost_at_95", "at_50"))
+    return "  ".join(
+        f"{name} {_short(row[name])}" for name in ("auc", "auc_within", "equal_cost", "cost_at_95", "at_50")
+    )
 
 
 def _plus_minus(value: dict[str, object]) -> str:
@@ -217,7 +220,9 @@ def main() -> int:
     parser.add_argument("--precision", default="int8", choices=("int8", "bfloat16", "float32"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--mmlu-share", type=float, default=1.0, help="quarters of MMLU's prompts, by their hash")
-    parser.add_argument("--only", nargs="*", choices=("zeroeval", "mmlu", "across"), help="all by default")
+    parser.add_argument(
+        "--only", nargs="*", choices=("zeroeval", "mmlu", "across", "onboarding", "int8"), help="all by default"
+    )
     parser.add_argument("--output", type=Path, help="where to keep the JSON; parts that did not run stay as they were")
     args = parser.parse_args()
     source = Source(args.data, args.backbone, args.cache, args.precision)
@@ -225,6 +230,8 @@ def main() -> int:
         "zeroeval": lambda: zeroeval(source, args.seeds),
         "mmlu": lambda: mmlu(source, args.mmlu_share),
         "across": lambda: across(source),
+        "onboarding": lambda: onboarding(source),
+        "int8": lambda: int8(source),
     }
     report: Report = json.loads(args.output.read_text()) if args.output and args.output.is_file() else {}
     for name in args.only or parts:

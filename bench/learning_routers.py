@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from bench.learning_data import TAPS, Table
 from onebeat.conductor.learning import fit
+from onebeat.conductor.learning.calibrate import calibrate
 from onebeat.conductor.learning.solve import Recipe
+from onebeat.engine.head import Head
 
 Floats = NDArray[np.float32]
 Predicted = tuple[Floats, Floats]
 NEIGHBOURS = 40
 TAP_SETS = ((TAPS[2],), (TAPS[0], TAPS[2]), TAPS)
-RECIPES = (fit.FIRST, Recipe("kernel", width=3), Recipe("linear", l2=1.0))
+RECIPES = (fit.FIRST, Recipe("linear", l2=1.0))
 
 
 def head(fitting: Table, test: Table, seed: int = 0) -> Predicted:
@@ -29,12 +31,23 @@ def head(fitting: Table, test: Table, seed: int = 0) -> Predicted:
 
 def kernel(fitting: Table, test: Table, seed: int = 0) -> Predicted:
     """The kernel head without a search, all taps."""
-    return _score(_fit(fitting, (TAPS,), (fit.FIRST,), seed, auxiliary=True), test)
+    return kernel_fit(fitting, seed).score_in_bulk(fit.side_by_side(test.states, TAPS))
+
+
+def kernel_fit(fitting: Table, seed: int = 0) -> Head:
+    """A kernel head on all taps, calibrated on its leave-one-out predictions."""
+    names = fitting.outcomes.models
+    keep = [fitting.everything.models.index(name) for name in names]
+    states = fit.side_by_side(fitting.states, TAPS)
+    tensors, left_out = fit.fit_tensors(states, fitting.everything, fit.FIRST, seed, keep)
+    assert left_out is not None, "a kernel comes with its leave-one-out predictions"
+    calibration = calibrate(left_out.logits, fitting.outcomes.score, names, probability=True)
+    return Head.from_tensors(tensors, kind="kernel", columns=names, features=states.shape[1], calibration=calibration)
 
 
 def logistic(fitting: Table, test: Table, seed: int = 0) -> Predicted:
     """Regularised logistic regression on the last tap, without further models as tasks."""
-    return _score(_fit(fitting, TAP_SETS[:1], RECIPES[2:], seed, auxiliary=False), test)
+    return _score(_fit(fitting, TAP_SETS[:1], RECIPES[1:], seed, auxiliary=False), test)
 
 
 def source_means(fitting: Table, test: Table, seed: int = 0) -> Predicted:

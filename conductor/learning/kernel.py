@@ -109,20 +109,27 @@ def impute(table: NDArray[np.floating], groups: Sequence[str], *, clip: bool = T
     known = np.isfinite(values)
     if not known.any():
         return np.zeros_like(values)
-    overall = float(values[known].mean())
-    count = known.sum(0)
-    model_mean = (np.where(known, values, 0.0).sum(0) + overall) / (count + 1.0)
-    expected = np.empty_like(values)
     names = np.asarray(groups)
-    for name in np.unique(names):
-        rows = names == name
-        inside = known[rows].sum(0)
-        # A source with few outcomes of a model leans on that model's overall mean, worth ten outcomes.
-        expected[rows] = (np.where(known[rows], values[rows], 0.0).sum(0) + 10.0 * model_mean) / (inside + 10.0)
+    sources, place = np.unique(names, return_inverse=True)
+    total, count = np.zeros((len(sources), values.shape[1])), np.zeros((len(sources), values.shape[1]))
+    np.add.at(total, place, np.where(known, values, 0.0))
+    np.add.at(count, place, known)
+    # A source with few outcomes of a model leans on what the two are worth apart, as if on ten outcomes.
+    expected = ((total + 10.0 * _additive(total, count)) / (count + 10.0))[place]
     residual = np.where(known, values - expected, 0.0).sum(1) / np.maximum(known.sum(1), 1)
     guess = expected + IMPUTED_SHARE * residual[:, None]
     filled = np.where(known, values, np.clip(guess, 0.0, 1.0) if clip else guess)
     return np.asarray(filled, np.float64)
+
+
+def _additive(total: Doubles, count: Doubles) -> Doubles:
+    """[S, M] source effect plus model effect: a model that never met a hard source is expected to find it hard too."""
+    overall = total.sum() / count.sum()
+    source, model = np.zeros((len(total), 1)), np.zeros((1, total.shape[1]))
+    for _ in range(50):
+        source = (total - count * (overall + model)).sum(1, keepdims=True) / (count.sum(1, keepdims=True) + 1.0)
+        model = (total - count * (overall + source)).sum(0, keepdims=True) / (count.sum(0, keepdims=True) + 1.0)
+    return np.asarray(overall + source + model, np.float64)
 
 
 def spectral_basis(x: Floats, gamma: float, dimensions: int, seed: int) -> Basis:

@@ -195,3 +195,13 @@ def test_default_recipes_include_the_ranking_aware_one() -> None:
     plain = quality_tensors(x, outcomes.score, outcomes.weight, Recipe(l2=0.3), 0)["quality.weight"]
     paired = quality_tensors(x, outcomes.score, outcomes.weight, Recipe(l2=0.3, pairwise=2.0), 0)["quality.weight"]
     assert np.ptp(x @ paired.T, axis=1).mean() > np.ptp(x @ plain.T, axis=1).mean() * 1.02
+
+
+def test_a_model_that_never_met_a_hard_source_is_expected_to_find_it_hard() -> None:
+    random = np.random.default_rng(3)
+    groups = ["easy"] * 200 + ["hard"] * 200
+    score = np.where(random.random((400, 3)) < np.r_[np.full(200, 0.9), np.full(200, 0.3)][:, None], 1.0, 0.0)
+    score[200:, 2] = np.nan
+    filled = impute(score, groups)
+    assert abs(filled[200:, 2].mean() - 0.3) < 0.08
+    np.testing.assert_array_equal(filled[:, :2], score[:, :2])
