@@ -93,6 +93,8 @@ class Metrics(Collector):
         self.router = Histogram("onebeat_router_seconds", "The router's own time.", ("decided_by",), ROUTER_S)
         self.added = Histogram("onebeat_request_seconds", "Duration of client requests.", ("outcome",), DURATION_S)
         self.gauges: list[Gauge] = []
+        self.more: list[Callable[[], Iterable[Metric]]] = []
+        """Whole families that others keep, read when scraped."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -105,6 +107,8 @@ class Metrics(Collector):
             for values, number in read():
                 family.add_metric(values, number)
             yield family
+        for read_families in self.more:
+            yield from read_families()
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

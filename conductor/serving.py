@@ -11,7 +11,7 @@ import datetime
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from typing import Any
@@ -22,6 +22,7 @@ from aiohttp import web
 from onebeat.conductor.admin import Admin
 from onebeat.conductor.config import Fleet
 from onebeat.conductor.dispatch import Dispatcher
+from onebeat.conductor.engine_metrics import families
 from onebeat.conductor.fleet_file import load_fleet, missing_variables, retirements, unscored
 from onebeat.conductor.ledger import Ledger
 from onebeat.conductor.metrics import Metrics
@@ -34,6 +35,7 @@ from onebeat.conductor.server import Gateway, make_server
 from onebeat.conductor.upstream import make_session
 from onebeat.engine.errors import ConfigError
 from onebeat.engine.records import Column
+from onebeat.engine.snapshot import EngineSnapshot
 
 log = logging.getLogger("onebeat")
 NO_ROUTER = "none"
@@ -103,6 +105,9 @@ async def running(
         report_fleet(fleet, columns, ledger)
         session: aiohttp.ClientSession = await stack.enter_async_context(make_session(fleet.resilience))
         metrics = Metrics()
+        snapshot: Callable[[], EngineSnapshot] | None = getattr(live, "snapshot", None)
+        if snapshot is not None:
+            metrics.more.append(lambda: families(snapshot()))
         scorer = Scorer(live, on_features=drift.observe if drift is not None else None)
         planner = Planner(runtime, scorer)
         dispatcher = Dispatcher(planner, session, ledger, metrics)

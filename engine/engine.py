@@ -16,6 +16,7 @@ import math
 import queue
 import threading
 import time
+import traceback
 from concurrent.futures import Future
 
 import numpy as np
@@ -192,6 +193,8 @@ class Engine:
                 log.exception("the live engine's worker crashed")
                 self._ready = self._healthy = False
                 self._failure = cause
+                # Callers keep the cause; its frames must not keep the broken model's memory.
+                traceback.clear_frames(cause.__traceback__)
                 may_restart = not self._meter.restarts and isinstance(cause, Exception)
                 if not may_restart:
                     self._book.close(stopped("the engine crashed and is not restarted; the cause is chained.", cause))
