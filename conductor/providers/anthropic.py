@@ -16,6 +16,7 @@ from msgspec import Raw
 
 from onebeat.conductor.answers import Answer, FinishReason, Limit, ProviderError, ProviderProblem, RateLimits, Usage
 from onebeat.conductor.providers import anthropic_messages as words
+from onebeat.conductor.providers.anthropic_schema import is_taken
 from onebeat.conductor.providers.anthropic_stream import AnthropicTranslator
 from onebeat.conductor.providers.anthropic_wire import FINISH, WireMessage, error_of, problem_of
 from onebeat.conductor.providers.base import AudioUpload, HttpRequest, StreamDecoder
@@ -38,6 +39,8 @@ _TAKES_PREFILL = re.compile(
 _TAKES_SAMPLING = re.compile(
     r"claude-(?:instant|v?[123]\b|(?:opus|sonnet|haiku)-4(?:-[0156])?(?:[-@]\d{8})?(?:-latest)?$)"
 )
+# Structured outputs came with Opus 4.1 and Sonnet 4.5.
+_LACKS_SCHEMAS = re.compile(r"claude-(?:instant|v?[123]\b|(?:opus|sonnet)-4(?:-0)?(?:[-@]\d{8})?$)")
 _JSON_ONLY = "Answer with one JSON object and nothing else: no prose, no code fence."
 
 
@@ -69,7 +72,7 @@ class AnthropicProvider:
             if system is not None:
                 fields["system"] = system
         if not is_native and request.answer_format is not None:
-            self._ask_for_json(fields, request)
+            self._ask_for_json(fields, request, model)
         self._suit_model(fields, model)
         headers = self._headers
         if is_native and request.betas:
@@ -131,10 +134,11 @@ class AnthropicProvider:
             fields.pop("temperature", None)
             fields.pop("top_k", None)
 
-    def _ask_for_json(self, fields: dict[str, object], request: ChatRequest) -> None:
+    def _ask_for_json(self, fields: dict[str, object], request: ChatRequest, model: str) -> None:
         form = request.answer_format
         assert form is not None
-        if form.schema is not None and self._traits.json_schema:
+        takes_schemas = self._traits.json_schema and not _LACKS_SCHEMAS.search(model)
+        if form.schema is not None and takes_schemas and is_taken(form.schema):
             config = fields.get("output_config")
             merged = dict(config) if isinstance(config, dict) else {}
             fields["output_config"] = merged | {"format": {"type": "json_schema", "schema": form.schema}}

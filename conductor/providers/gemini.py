@@ -7,6 +7,7 @@ headers: what it says of them is in an error's body. Source: ai.google.dev and t
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -45,6 +46,8 @@ from onebeat.conductor.sse import ServerSentEvent
 _RESPONSE = msgspec.json.Decoder(WireResponse)
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _ENCODER = msgspec.json.Encoder()
+# Up to 2.5 thought signatures are not asked for.
+_UNSIGNED = re.compile(r"gemini-(?:pro|[12](?:\.\d)?)\b")
 
 
 class GeminiProvider:
@@ -65,7 +68,9 @@ class GeminiProvider:
     def build_request(self, request: ChatRequest, model: str, *, stream: bool) -> HttpRequest:
         if request.native_only:
             raise unsupported(f"{request.native_only} is a feature of {request.face.value} alone.")
-        fields: dict[str, object] = {"contents": words.contents_of(request.messages)}
+        fields: dict[str, object] = {
+            "contents": words.contents_of(request.messages, signs_calls=not _UNSIGNED.search(model))
+        }
         if (system := words.system_of(request.messages)) is not None:
             fields["systemInstruction"] = system
         if request.tools:

@@ -43,14 +43,15 @@ def system_of(messages: Iterable[Message]) -> Json | None:
     return {"parts": [{"text": text} for text in texts]} if texts else None
 
 
-def contents_of(messages: Iterable[Message]) -> list[Json]:
+def contents_of(messages: Iterable[Message], *, signs_calls: bool) -> list[Json]:
+    """`signs_calls`: calls that carry no signature get the one that Gemini's documentation gives for them."""
     contents: list[Json] = []
     names: dict[str, str] = {}
     for message in messages:
         if message.role in (Role.SYSTEM, Role.DEVELOPER):
             continue
         role = "model" if message.role is Role.ASSISTANT else "user"
-        parts = _parts(message, names)
+        parts = _parts(message, names, signs_calls)
         last = contents[-1] if contents else None
         # Neighbours of one role become one: the results of a turn's calls must come together.
         if last is not None and last["role"] == role:
@@ -61,7 +62,7 @@ def contents_of(messages: Iterable[Message]) -> list[Json]:
     return contents
 
 
-def _parts(message: Message, names: dict[str, str]) -> list[Json]:
+def _parts(message: Message, names: dict[str, str], signs_calls: bool) -> list[Json]:
     parts: list[Json] = []
     has_call = False
     for part in message.parts:
@@ -74,7 +75,7 @@ def _parts(message: Message, names: dict[str, str]) -> list[Json]:
             names[part.id] = part.name
             call: Json = {"functionCall": {"name": part.name, "args": _object(part.arguments, "arguments")}}
             # Parallel calls carry one signature, on the first.
-            if part.signature is not None or not has_call:
+            if part.signature is not None or (signs_calls and not has_call):
                 call["thoughtSignature"] = part.signature or UNSIGNED
             has_call = True
             parts.append(call)

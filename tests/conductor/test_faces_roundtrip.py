@@ -31,7 +31,11 @@ from tools.simulated_providers.speech import full_text, tokens
 QUESTION = "What is 17 * 23?"
 ASK = [{"role": "user", "content": QUESTION}]
 SAID = full_text(QUESTION, 40)
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+    "additionalProperties": False,
+}
 VENDORS: dict[str, tuple[Provider, str, str]] = {
     "openai": (OpenAIProvider("k", traits=Traits(sampling=False)), "/openai/v1", "gpt-5-mini"),
     "anthropic": (AnthropicProvider("k"), "/anthropic", "claude-simulated"),

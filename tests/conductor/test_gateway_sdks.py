@@ -23,7 +23,11 @@ MODELS = tuple(VENDORS.values())
 QUESTION = "Tell me about the harbour"
 ASK = [{"role": "user", "content": QUESTION}]
 SAID = full_text(QUESTION, 40)
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+    "additionalProperties": False,
+}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": SCHEMA}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 MORE = """
