@@ -1,6 +1,6 @@
 """Chaos: random faults on random routes, and `kill -9` of the gateway in the middle of its work.
 
-    python bench/chaos.py [--requests 2000] [--at-once 64] [--write]
+    python -m bench.chaos [--requests 2000] [--at-once 48] [--output bench/results/chaos.json]
 
 The gateway runs as a process of its own (`onebeat serve`, a durable ledger); it is killed when half of the requests are
 out and started again on the same port. Each request asks its own question, streamed or not, through one of the two
@@ -245,9 +245,9 @@ async def chaos(requests: int, at_once: int, folder: Path, seed: int = 0) -> Fin
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--at-once", type=int, default=64)
+    parser.add_argument("--at-once", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", action="store_true", help="write bench/results/chaos.json")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "chaos.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         findings = asyncio.run(chaos(args.requests, args.at_once, Path(folder), args.seed))
@@ -256,10 +256,8 @@ def main() -> None:
     )
     for name, value in asdict(findings).items():
         print(f"{name:18} {value}")
-    if args.write:
-        path = Path(__file__).parent / "results" / "chaos.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(asdict(findings), indent=1) + "\n")
+    args.output.parent.mkdir(exist_ok=True)
+    args.output.write_text(json.dumps(asdict(findings), indent=1) + "\n")
     print(json.dumps(asdict(findings)))
 
 

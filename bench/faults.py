@@ -1,6 +1,7 @@
 """Faults survived: every fault, at every vendor, streamed and not, through the whole gateway over real sockets.
 
-    python bench/faults.py [--write]      # prints the table; --write also writes bench/results/faults.json
+    python -m bench.faults                # prints the table and writes bench/results/faults.json
+    python -m bench.faults --fault cut    # or --scene once: a part of it, written nowhere
 
 Three scenes. `others`: the first choice of `auto` is faulty, two other routes are well. `nobody`: every route has the
 fault. `once`: a model asked for by name has the fault once. Each cell has its own gateway, ledger and vendors.
@@ -310,7 +311,6 @@ def summary(cells: list[Cell]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write bench/results/faults.json")
     parser.add_argument("--fault", choices=[fault.value for fault in FAULTS], help="this one only")
     parser.add_argument("--scene", choices=SCENES, help="this one only")
     args = parser.parse_args()
@@ -321,7 +321,7 @@ def main() -> None:
     found = summary(cells)
     for violation in found["violations"]:
         print("VIOLATION", violation)
-    if args.write:
+    if not args.fault and not args.scene:
         path = Path(__file__).parent / "results" / "faults.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"summary": found, "cells": [asdict(each) for each in cells]}, indent=1) + "\n")

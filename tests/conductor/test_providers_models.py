@@ -98,7 +98,7 @@ def test_reasoning_is_said_in_each_vendors_words() -> None:
         ({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}, True),
         ({"type": "object", "properties": {"a": {"type": "string"}}}, False),
         ({"type": "object", "additionalProperties": False}, False),
-        ({"type": "object", "properties": {"a": {"type": "integer", "minimum": 1}}, "additionalProperties": False}, False),
+        ({"type": "object", "properties": {"a": {"minimum": 1}}, "additionalProperties": False}, False),
         ({"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}, "additionalProperties": False,
           "$defs": {"b": {"type": "object", "properties": {"c": {}}}}}, False),
         ({"type": "array", "items": {"enum": [1, 2]}, "minItems": 1}, True),
