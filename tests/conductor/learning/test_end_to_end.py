@@ -186,14 +186,19 @@ def test_promoting_keeps_the_previous_head_and_refuses_a_worse_one(
     description, tensors = read_head(spoilt)
     from onebeat.conductor.learning.artifact import write_head
 
-    for curve in description["calibration"]["columns"].values():
-        curve["quality"] = [round(0.001 + 0.01 * i, 4) for i in range(len(curve["quality"]))]
-    description["calibration"]["columns"]["dear"]["quality"] = [0.0] * 35
+    # A head that takes the dear model for everything, judged where the dear model is always wrong.
+    for name, curve in description["calibration"]["columns"].items():
+        curve["quality"] = [0.99 if name == "dear" else 0.01] * len(curve["logits"])
     write_head(spoilt, description, tensors)
+    against = [
+        row | {"score": int(row["model"] == "cheap")} for row in outcomes(prompts(60, seed=8), ["cheap", "dear"])
+    ]
+    common[3] = write(house / "against.jsonl", against)
     assert main(["promote", str(spoilt), *common]) == 3
     assert "is worse" in capsys.readouterr().out
     assert (service / TENSORS).read_bytes() == before
 
+    common[3] = unseen
     assert train(house, "candidate", "--seed", "1") == 0
     capsys.readouterr()
     after = (house / "candidate" / TENSORS).read_bytes()
