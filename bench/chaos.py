@@ -214,8 +214,8 @@ async def chaos(requests: int, at_once: int, folder: Path, seed: int = 0) -> Fin
         for number, vendor in enumerate(VENDORS):
             sim.script(vendor, always="ok:chunk_ms=1", rates=RATES, seed=seed + number)
         config = folder / "fleet.toml"
-        text = fleet_text(sim.url, ledger, "openai").replace("_ms = 1000\n", "_ms = 3000\n")
-        text = text.replace("deadline_ms = 4000", "deadline_ms = 15000").replace("total_ms = 8000", "total_ms = 30000")
+        text = fleet_text(sim.url, ledger, "openai").replace("_ms = 2000\n", "_ms = 3000\n")
+        text = text.replace("deadline_ms = 8000", "deadline_ms = 15000").replace("total_ms = 16000", "total_ms = 30000")
         text = text.replace("[ledger]\n", "[ledger]\ndurable = true\nstore_prompts = true\n")
         config.write_text(text)
         gateway = GatewayProcess(config, port, folder / "gateway.log")

@@ -34,20 +34,20 @@ from tools.simulated_providers.speech import REFUSAL, full_text
 VENDORS = {"openai": "gpt-4o", "anthropic": "claude-simulated", "gemini": "gemini-2.5-flash"}
 SCENES = ("others", "nobody", "once")
 MAX_ATTEMPTS = 4
-LONGEST_MS = 9_000.0
+LONGEST_MS = 16_000.0
 QUESTION = "Tell me about the harbour"
 SAID = full_text(QUESTION, 40)
-SETTINGS = {Fault.RATE_LIMIT: "reset=0.2", Fault.SLOW_FIRST: "delay=5"}
+SETTINGS = {Fault.RATE_LIMIT: "reset=0.2", Fault.SLOW_FIRST: "delay=9"}
 FAULTS = tuple(fault for fault in Fault if fault is not Fault.OK)
 FLEET = """
 [router]
 source = "none"
 [resilience]
-connect_ms = 500
-first_token_ms = 1000
-between_tokens_ms = 1000
-whole_ms = 1000
-total_ms = 8000
+connect_ms = 2000
+first_token_ms = 2000
+between_tokens_ms = 2000
+whole_ms = 2000
+total_ms = 16000
 backoff_base_ms = 5
 short_reset_ms = 500
 breaker_open_ms = 200
@@ -57,7 +57,7 @@ max_attempts = 4
 refusal = "act"
 wrong_finish = "act"
 [contingency]
-deadline_ms = 4000
+deadline_ms = 8000
 [providers.openai]
 kind = "openai"
 base_url = "URL/openai/v1"
@@ -134,7 +134,7 @@ async def cell(scene: str, fault: Fault, vendor: str, stream: bool) -> Cell:
             fleet = parse_fleet(fleet_text(sim.url, ledger, vendor))
             async with (
                 running(fleet, {"SIM_KEY": "sk-simulated-0123456789"}, port=0) as gateway,
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session,
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session,
             ):
                 prepare(sim, scene, fault, vendor)
                 model = VENDORS[vendor] if scene == "once" else "auto:best"
