@@ -18,13 +18,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from bench.gateway_load import WORDS, Client, connect
 
 ROOT = Path(__file__).parents[1]
-LIMIT_MS = 200.0
-"""A rate whose p99 is above this is more than the server bears: its queue grows."""
 ALL_CORES = sorted(os.sched_getaffinity(0))
 
 
@@ -92,6 +90,24 @@ async def one_connection(port: int, request: bytes, count: int, *, first: bool =
     return percentiles(times)
 
 
+async def saturated(port: int, request: bytes, seconds: float, connections: int = 32) -> float:
+    """Requests a second with every connection always busy: the server's capacity, measured in one go."""
+    clients = [await connect(port) for _ in range(connections)]
+    until = time.perf_counter() + seconds
+    served = 0
+
+    async def one(client: Client) -> None:
+        nonlocal served
+        while time.perf_counter() < until:
+            _, _, body = await client.ask(request)
+            assert b" 200 " in body[:20], body[:300]
+            served += 1
+
+    started = time.perf_counter()
+    await asyncio.gather(*(one(client) for client in clients))
+    return served / (time.perf_counter() - started)
+
+
 async def open_loop(port: int, request: bytes, rate: float, seconds: float) -> dict[str, float]:
     """Poisson arrivals at `rate`: achieved requests a second, and latency from when each was due."""
     loop = asyncio.get_running_loop()
@@ -135,21 +151,6 @@ async def open_loop(port: int, request: bytes, rate: float, seconds: float) -> d
         "errors": errors,
         **percentiles(latencies or [9.9]),
     }
-
-
-async def capacity(port: int, request: bytes, rates: tuple[float, ...], seconds: float) -> dict[str, Any]:
-    """The highest offered rate that is served whole with p99 under `LIMIT_MS`."""
-    rows, best = [], 0.0
-    for rate in rates:
-        row = await open_loop(port, request, rate, seconds)
-        rows.append(row)
-        print("   ", row, flush=True)
-        if row["served"] < row["sent"] or row["p99"] > LIMIT_MS or row["errors"]:
-            break
-        best = row["achieved"]
-    if not best and rows:
-        best = min(row["achieved"] for row in rows)
-    return {"requests_per_s": best, "ladder": rows}
 
 
 async def many_streams(port: int, pid: int, request: bytes, streams: int) -> dict[str, float]:

@@ -13,13 +13,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib import import_module
-from typing import Any
 
 import aiohttp
+import numpy as np
 from aiohttp import web
+from numpy.typing import NDArray
 
-from onebeat.conductor.admin import Admin
+from onebeat.conductor.admin import Admin, Drift
 from onebeat.conductor.config import Fleet
 from onebeat.conductor.dispatch import Dispatcher
 from onebeat.conductor.engine_metrics import families
@@ -81,6 +81,38 @@ def report_fleet(fleet: Fleet, columns: tuple[Column, ...], ledger: Ledger) -> N
         log.warning(sentence)
 
 
+class WatchedDrift:
+    """Hands features on to the drift watch, and writes into log and ledger when its verdict changes."""
+
+    EVERY = 50
+    """Prompts between two looks at the verdict: a look costs more than an observation."""
+
+    def __init__(self, drift: Drift, ledger: Ledger) -> None:
+        self._drift = drift
+        self._ledger = ledger
+        self._seen = 0
+        self._has_drifted = False
+
+    def observe(
+        self, features: NDArray[np.float32], quality: NDArray[np.float32], output_tokens: NDArray[np.float32]
+    ) -> None:
+        self._drift.observe(features, quality, output_tokens)
+        self._seen += 1
+        if self._seen % self.EVERY:
+            return
+        report = self._drift.report()
+        drifted = bool(report["drifted"])
+        if drifted == self._has_drifted:
+            return
+        self._has_drifted = drifted
+        changed = report.get("changed")
+        named = ", ".join(map(str, changed)) if isinstance(changed, list | tuple) and changed else "nothing by name"
+        verdict = f"changed: {named}" if drifted else "live prompts look like those it was fitted on again"
+        detail = f"{verdict} (statistic {report['statistic']}, threshold {report['threshold']}, n {report['n']})"
+        log.warning("drift: %s", detail)
+        self._ledger.event("drift", detail)
+
+
 @asynccontextmanager
 async def running(
     fleet: Fleet,
@@ -88,7 +120,7 @@ async def running(
     *,
     live: LiveRouter | None = None,
     columns: tuple[Column, ...] = (),
-    drift: Any = None,
+    drift: Drift | None = None,
     host: str | None = None,
     port: int | None = None,
 ) -> AsyncIterator[RunningGateway]:
@@ -108,7 +140,8 @@ async def running(
         snapshot: Callable[[], EngineSnapshot] | None = getattr(live, "snapshot", None)
         if snapshot is not None:
             metrics.more.append(lambda: families(snapshot()))
-        scorer = Scorer(live, on_features=drift.observe if drift is not None else None)
+        watched = WatchedDrift(drift, ledger).observe if drift is not None else None
+        scorer = Scorer(live, on_features=watched)
         planner = Planner(runtime, scorer)
         dispatcher = Dispatcher(planner, session, ledger, metrics)
         admin = Admin(planner, dispatcher, ledger, metrics, environ, lambda: _state_of(live), drift)
@@ -178,7 +211,7 @@ async def serve(
 
 
 @asynccontextmanager
-async def _router(fleet: Fleet) -> AsyncIterator[tuple[LiveRouter | None, tuple[Column, ...], Any]]:
+async def _router(fleet: Fleet) -> AsyncIterator[tuple[LiveRouter | None, tuple[Column, ...], Drift | None]]:
     """The router in this process, serving; nothing where the fleet decides on priors."""
     source = fleet.router.source
     if source is None or source == NO_ROUTER:
@@ -186,12 +219,13 @@ async def _router(fleet: Fleet) -> AsyncIterator[tuple[LiveRouter | None, tuple[
         return
     from onebeat.engine.router import Router
 
-    router: Any = await asyncio.to_thread(
+    router = await asyncio.to_thread(
         Router.from_pretrained, source, precision=fleet.router.precision, device=fleet.router.device
     )
     drift = None
     if fleet.router.drift_share > 0:
-        drift_module = import_module("onebeat.conductor.learning.drift")
-        drift = drift_module.DriftWatch(router.config.drift, router.columns)
+        from onebeat.conductor.learning.drift import DriftWatch
+
+        drift = DriftWatch(router.config.drift, [column.name for column in router.columns])
     async with router.serve() as live:
         yield live, router.columns, drift
