@@ -177,3 +177,14 @@ def test_json_depth_does_not_break_it() -> None:
     deep = "[" * 100_000
     assert Detector.TRUNCATED_JSON in findings(*text(deep), STOP, wants_json=True)
     assert msgspec.json.encode(Finding(Detector.EMPTY, "d", True)) == b'{"detector":"empty","detail":"d","act":true}'
+
+
+def test_good_answers_raise_no_alarm() -> None:
+    for good in (
+        "The answer is 42.",
+        "First, 3 x 4 = 12.\nThen, 12 + 5 = 17.\n\n#### 17",
+        "| a | b |\n|---|---|\n" + "".join(f"| {i} | {i * 7} |\n" for i in range(100)),
+        "```python\nfor i in range(10):\n    print(i)\n```",
+        "\n".join(f"{i}. Item number {i} of a long list that has many items in it." for i in range(1, 80)),
+    ):
+        assert not findings(*text(*[good[at : at + 4] for at in range(0, len(good), 4)]), STOP), good[:40]
