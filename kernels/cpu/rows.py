@@ -8,6 +8,7 @@ products and rounding are the same in both.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -23,6 +24,8 @@ GRAIN = 32768
 SMALLEST = 1e-30
 """Stands for the largest magnitude of a row of zeros."""
 
+_LEVELS = torch.tensor(LEVELS)
+
 
 def quantize_in_place(rows: Tensor) -> tuple[Tensor, Tensor]:
     """rows float32 [T, K] -> (int8 [T, K], largest magnitude float32 [T, 1]); a value is int8 * largest / LEVELS.
@@ -30,14 +33,19 @@ def quantize_in_place(rows: Tensor) -> tuple[Tensor, Tensor]:
     Rounds half to even. Overwrites `rows`.
     """
     largest = rows.abs().amax(-1, keepdim=True).clamp_min_(SMALLEST)
-    return rows.mul_(LEVELS / largest).round_().to(torch.int8), largest
+    return rows.mul_(torch.div(_LEVELS, largest)).round_().to(torch.int8), largest
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """x float32 [T, H] -> 1 / sqrt(mean(x^2) + eps), [T, 1]."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    norm.mul_(norm).div_(x.shape[-1]).add_(eps)
-    return torch.rsqrt(norm)
+    return torch.rsqrt(torch.addcmul(_number(eps), norm, norm, value=1.0 / x.shape[-1]))
+
+
+@functools.cache
+def _number(value: float) -> Tensor:
+    """A scalar as a tensor: making one costs more than the sum it goes into."""
+    return torch.tensor(value)
 
 
 def gate(gate_up: Tensor, scale: Tensor) -> Tensor:
