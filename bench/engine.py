@@ -18,6 +18,7 @@ import platform
 import random
 import resource
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -183,21 +184,27 @@ def _rss_mebibytes() -> int:
 
 
 async def run(options: argparse.Namespace, router: Router, results: Row) -> None:
+    """Measures the rows asked for; each is written to the results file as soon as it is known."""
     rows = options.rows.split(",")
+
+    def keep(name: str, row: Row) -> None:
+        results[name] = row
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+
     if "capacity" in rows or "capacity" not in results:
-        results["capacity"] = await capacity(router, options.seed)
+        keep("capacity", await capacity(router, options.seed))
     found = results["capacity"]
     print(f"ceiling: {found['offline_tokens_per_s']} tokens/s in packed offline batches of the same prompts")
     print(f"engine:  {found['engine_tokens_per_s']} tokens/s, {found['share_of_offline']:.0%} of it")
     if "overhead" in rows:
-        results["overhead"] = await stubbed_overhead_us(router)
+        keep("overhead", await stubbed_overhead_us(router))
         print(f"overhead with the model stubbed: {results['overhead']}")
     if "prefix" in rows:
-        results["prefix"] = await prefix(router, options.seed)
+        keep("prefix", await prefix(router, options.seed))
     if "latency" in rows:
-        results["latency"] = await latency(router, found["engine_prompts_per_s"], options.seed, options.seconds)
+        keep("latency", await latency(router, found["engine_prompts_per_s"], options.seed, options.seconds))
     if "soak" in rows:
-        results["soak"] = await soak(router, found["engine_prompts_per_s"], options.seed, options.soak_seconds)
+        keep("soak", await soak(router, found["engine_prompts_per_s"], options.seed, options.soak_seconds))
 
 
 def main() -> None:
@@ -209,12 +216,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file that the rows are merged into")
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)
     router = Router.from_pretrained(options.router)
     results: Row = json.loads(options.out.read_text()) if options.out.exists() else {}
     results |= {"bench": "engine", "router": router.config.name, "layers": router.runner.layers, "device": "cpu"}
     results |= {"machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"}
     asyncio.run(run(options, router, results))
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results))
 
 
