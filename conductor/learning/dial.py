@@ -104,10 +104,10 @@ def balanced_reference(judged: Judged, share_of_best: float = 0.95) -> float:
     dearest = reference_cost(judged.cost_usd)
     best = judged.score.mean(0).max()
     rows = np.arange(len(judged.score))
-    for tradeoff in dial_positions(201)[1:-1]:
+    for place, tradeoff in enumerate(dial_positions(201)[:-1]):
         chosen = choose(judged.quality, judged.predicted_cost_usd, float(tradeoff), dearest)
         if judged.score[rows, chosen].mean() >= share_of_best * best:
-            return dearest * float(tradeoff / (1.0 - tradeoff))
+            return dearest * float(tradeoff / (1.0 - tradeoff)) if place else dearest
     return dearest
 
 

@@ -59,6 +59,12 @@ def test_half_the_dial_is_a_balance() -> None:
     assert share == pytest.approx(0.95, abs=0.01)
 
 
+def test_where_the_cheapest_choice_is_good_enough_the_dearest_model_is_the_reference() -> None:
+    table = judged(2, 300)
+    equal = Judged(table.models, table.quality, table.cost_usd, np.ones_like(table.score), table.cost_usd, table.groups)
+    assert dial.balanced_reference(equal) == pytest.approx(0.002)
+
+
 def test_what_is_out_of_reach_is_said() -> None:
     solved = dial.solve(judged(1), 0.002)
     with pytest.raises(ConstraintError, match=r"150 % of dear's quality is out of reach: the most is"):

@@ -186,13 +186,12 @@ def test_promoting_keeps_the_previous_head_and_refuses_a_worse_one(
     description, tensors = read_head(spoilt)
     from onebeat.conductor.learning.artifact import write_head
 
-    # A head that takes the dear model for everything, judged where the dear model is always wrong.
+    # A head that takes the cheap model for everything, judged where that is always wrong and no cheaper.
     for name, curve in description["calibration"]["columns"].items():
-        curve["quality"] = [0.99 if name == "dear" else 0.01] * len(curve["logits"])
+        curve["quality"] = [0.99 if name == "cheap" else 0.01] * len(curve["logits"])
     write_head(spoilt, description, tensors)
-    against = [
-        row | {"score": int(row["model"] == "cheap")} for row in outcomes(prompts(60, seed=8), ["cheap", "dear"])
-    ]
+    rows = outcomes(prompts(60, seed=8), ["cheap", "dear"])
+    against = [row | {"score": int(row["model"] == "dear"), "cost_usd": 0.0001} for row in rows]
     common[3] = write(house / "against.jsonl", against)
     assert main(["promote", str(spoilt), *common]) == 3
     assert "is worse" in capsys.readouterr().out
