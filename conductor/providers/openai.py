@@ -7,6 +7,7 @@ demand are set. Source: the API reference (platform.openai.com/docs/api-referenc
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 
@@ -52,6 +53,8 @@ from onebeat.conductor.sse import ServerSentEvent
 _COMPLETION = msgspec.json.Decoder(WireCompletion)
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _ENCODER = msgspec.json.Encoder()
+# OpenAI's reasoning models answer 400 to sampling settings.
+_REASONS = re.compile(r"o\d|gpt-5(?!.*chat)")
 _SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs", "logit_bias")
 
 
@@ -103,7 +106,10 @@ class OpenAIProvider:
             fields.pop("max_tokens", None)
             fields.pop("max_completion_tokens", None)
             fields["max_tokens" if traits.compatible else "max_completion_tokens"] = request.max_output_tokens
-        if traits.sampling is False:
+        takes_sampling = traits.sampling
+        if takes_sampling is None:
+            takes_sampling = traits.compatible or not _REASONS.match(str(fields["model"]))
+        if not takes_sampling:
             for name in _SAMPLING:
                 fields.pop(name, None)
         if traits.reasoning is False:

@@ -9,7 +9,7 @@ from tools.simulated_providers.script import Fault
 
 
 async def turns(shift: int) -> list[Cell]:
-    gate = asyncio.Semaphore(12)
+    gate = asyncio.Semaphore(8)
     vendors = list(VENDORS)
 
     async def one(scene: str, fault: Fault, vendor: str, stream: bool) -> Cell:

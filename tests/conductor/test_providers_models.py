@@ -57,6 +57,16 @@ def test_what_a_claude_model_takes_goes_by_its_name(model: str, prefill: bool, s
     assert AnthropicProvider(traits=Traits(prefill=not prefill)).takes_prefill(model) is not prefill
 
 
+@pytest.mark.parametrize(
+    ("model", "sampling"),
+    [("gpt-5-mini", False), ("gpt-5.1", False), ("o4-mini", False), ("gpt-5-chat-latest", True), ("gpt-4o", True)],
+)
+def test_what_an_openai_model_takes_goes_by_its_name(model: str, sampling: bool) -> None:
+    assert ("temperature" in sent(OpenAIProvider(), chat(temperature=0.5), model)) is sampling
+    assert "temperature" in sent(OpenAIProvider(traits=Traits(compatible=True)), chat(temperature=0.5), model)
+    assert "temperature" in sent(OpenAIProvider(traits=Traits(sampling=True)), chat(temperature=0.5), model)
+
+
 def test_json_mode_everywhere() -> None:
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}
     request = chat(response_format=form)
