@@ -6,7 +6,6 @@ Enters: a `Call`. Leaves: its `plan` (and a shorter request, with what was dropp
 from __future__ import annotations
 
 import asyncio
-import datetime
 import random as stdlib_random
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -41,7 +40,7 @@ class Planner:
     async def decide(self, call: Call) -> None:
         """Sets the call's plan. Raises `RequestError`."""
         runtime, request = call.runtime, call.request
-        runtime.refresh_day(datetime.date.fromtimestamp(call.at))
+        runtime.refresh_day(call.at)
         ask = self._ask(call)
         call.tradeoff = ask.tradeoff
         now = asyncio.get_running_loop().time()

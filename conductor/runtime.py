@@ -29,6 +29,7 @@ from onebeat.conductor.security import KeyRing
 from onebeat.engine.records import Column
 
 MEMORISED_PATHS = 64
+DAY_S = 86_400.0
 
 
 class Line:
@@ -96,10 +97,14 @@ class Runtime:
     retries: Budget
     hedges: Budget
     columns: dict[str, Prediction]
+    day_ends: float
+    """Unix seconds of the next midnight, UTC."""
 
-    def refresh_day(self, today: datetime.date) -> None:
-        """Shutdown dates pass at midnight: the table is made anew when the day changes."""
-        if today != self.table.today:
+    def refresh_day(self, now_unix: float) -> None:
+        """Shutdown dates pass at midnight (UTC): the table is made anew when the day changes."""
+        if now_unix >= self.day_ends:
+            self.day_ends = midnight_utc(now_unix) + DAY_S
+            today = datetime.datetime.fromtimestamp(now_unix, datetime.UTC).date()
             self.table = RouteTable(self.fleet, self.columns, today)
 
 
@@ -163,10 +168,11 @@ def make_runtime(
         retries=previous.retries if previous else Budget(resilience.retry_share, resilience.retry_burst),
         hedges=previous.hedges if previous else Budget(resilience.hedge_share, 1.0),
         columns=priors,
+        day_ends=midnight_utc() + DAY_S,
     )
 
 
 def midnight_utc(now_unix: float | None = None) -> float:
     """The start of the day that budgets count by."""
     now_unix = time.time() if now_unix is None else now_unix
-    return now_unix - now_unix % 86_400.0
+    return now_unix - now_unix % DAY_S

@@ -319,3 +319,16 @@ async def test_waiting_requests_are_served_by_priority(tmp_path: Path) -> None:
             await asyncio.sleep(0.005)
         await asyncio.gather(*tasks)
         assert order == ["normal", "high", "high", "normal", "low", "low"]
+
+
+async def test_a_model_retires_at_midnight_without_a_restart(tmp_path: Path) -> None:
+    head = '[models."gpt-4o"]\n'
+    date = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 86_400 * 2))
+    change = ((head, f'{head}shutdown_date = {date}\nsuccessor = "claude-simulated"\n'),)
+    async with rig(tmp_path, change=change) as bench:
+        assert (await bench.ask("gpt-4o")).json["model"] == "gpt-4o"
+        runtime = bench.gateway.gateway.planner.runtime
+        runtime.refresh_day(time.time() + 86_400 * 3)
+        answer = await bench.ask("gpt-4o")
+        assert answer.json["model"] == "claude-simulated"
+        assert any("its successor claude-simulated" in note for note in answer.json["onebeat"]["notes"])
