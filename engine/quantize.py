@@ -16,7 +16,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ FORMAT = 1
 KEEP_ABOVE = 0.08
 """Relative error of a matrix's products above which it stays bfloat16. SmolLM2's are at most 0.04 after smoothing."""
 MEASURED_ROWS = 128
+UNUSED_DAYS = 30
 SMOOTHED_BY_NORM = {"qkv": "input_norm", "gate_up": "post_norm"}
 
 
@@ -89,6 +92,8 @@ def load_int8_backbone(
 
     def load(path: Path) -> Backbone:
         copy = Int8File(path)
+        with suppress(OSError):
+            os.utime(path)  # when it was last used, for `_forget_unused`
         return load_backbone(config, copy, taps, "int8", device=device, matrices=copy, max_positions=max_positions)
 
     if path.is_file():
@@ -96,6 +101,7 @@ def load_int8_backbone(
         with suppress(CheckpointError):
             return load(path)
     try:
+        _forget_unused(folder)
         write_int8(weights, config, max(taps), prompts, path)
         return load(path)
     except OSError:
@@ -179,6 +185,15 @@ def _write_matrix(name: str, weight: Tensor, kept: bool, writer: Int8Writer) -> 
     rows, scale = quantize_weight(weight)
     writer.add(name, rows)
     writer.add(name + ".scale", scale)
+
+
+def _forget_unused(folder: Path) -> None:
+    """Removes copies that no start has read for `UNUSED_DAYS`; a checkpoint that comes back is quantised again."""
+    oldest = time.time() - UNUSED_DAYS * 86400
+    for path in folder.glob("*.safetensors"):
+        with suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def smoothing(rows: Tensor, weight: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ TILE_ROWS = 128
 SMALL_PRODUCT = 32 * 32
 """Rows times keys up to which float32 products are faster than bfloat16 ones, whose set-up takes 20 microseconds."""
 
+FEW_KEYS = 256
+"""Keys up to which a float32 softmax, conversions included, is faster than a bfloat16 one; beyond, memory decides."""
+
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _NOT_SEEN = {dtype: torch.full((TILE_ROWS, TILE_ROWS), float("-inf"), dtype=dtype).triu_(1) for dtype in _FLOATS}
 _NOTHING = {dtype: torch.zeros(1, 1, 1, dtype=dtype) for dtype in _FLOATS}
@@ -65,12 +68,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float, window: i
         queries, turned, values = queries.float(), turned.float(), values.float()
     # alpha scales the scores on the way out; beta 0 ignores what they would be added to.
     weights = torch.baddbmm(_NOTHING[queries.dtype], queries, turned, beta=0, alpha=scale)  # [NKV, G*R, C]
+    if keys <= FEW_KEYS:
+        weights = weights.float()
     if rows > 1 or window is not None:
         scores = weights.view(key_heads, group, rows, keys)
         scores[..., keys - rows :].add_(_NOT_SEEN[weights.dtype][:rows, :rows])
         if window is not None and keys > window:
             scores.masked_fill_(_beyond(rows, keys, window), float("-inf"))
-    attended = torch.bmm(torch.softmax(weights, -1), values)  # [NKV, G*R, D]
+    attended = torch.bmm(torch.softmax(weights, -1).to(values.dtype), values)  # [NKV, G*R, D]
     apart = out.view(rows, key_heads, group, head_size)
     apart.copy_(attended.view(key_heads, group, rows, head_size).permute(2, 0, 1, 3))
 

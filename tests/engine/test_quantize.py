@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,9 @@ def test_the_copy_is_made_once_then_read(tmp_path: Path) -> None:
     weights = StateDict(model.state_dict())
     first = load_int8_backbone(weights, config_of(model), [1, 3], PROMPTS, tmp_path)
     [path] = tmp_path.iterdir()
-    written = path.stat().st_mtime_ns
+    written = path.stat().st_ino
     second = load_int8_backbone(weights, config_of(model), [1, 3], PROMPTS, tmp_path)
-    assert path.stat().st_mtime_ns == written
+    assert path.stat().st_ino == written
     batch = pack([prompt(20, 5)])
     for ours, theirs in zip(first.forward(batch), second.forward(batch), strict=True):
         assert torch.equal(ours, theirs)
@@ -95,6 +96,20 @@ def test_another_checkpoint_never_finds_the_copy(tmp_path: Path) -> None:
     load_int8_backbone(StateDict(model.state_dict()), config_of(model), [1], PROMPTS, tmp_path)
     load_int8_backbone(StateDict(model.state_dict()), config_of(model), [1], PROMPTS[:1], tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_copies_that_nobody_reads_are_forgotten(tmp_path: Path) -> None:
+    model = build("llama")
+    weights = StateDict(model.state_dict())
+    load_int8_backbone(weights, config_of(model), [1], PROMPTS, tmp_path)
+    [old] = tmp_path.iterdir()
+    os.utime(old, (0, 0))
+    load_int8_backbone(weights, config_of(model), [1], PROMPTS, tmp_path)
+    assert old.stat().st_mtime > 0
+    os.utime(old, (0, 0))
+    load_int8_backbone(weights, config_of(model), [2], PROMPTS, tmp_path)
+    assert not old.exists()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("where", ["header", "matrix", "end"])
