@@ -8,8 +8,8 @@ and Recht, NIPS 2007) of a fixed random projection: with phi a vector of D cosin
 means of phi over a window of live prompts and over the fitting prompts. Added to phi are the head's own outputs: mean
 quality, spread of quality between models, log answer length.
 
-The threshold comes from the fitting prompts themselves: windows drawn from one half of them, held against the other
-half, give the distribution without drift; its quantile at the stated false-alarm rate per window is stored.
+The threshold comes from the fitting prompts themselves: split in two at random, again and again, a window drawn from
+one half is held against the other half; the quantile of that at the stated false-alarm rate per window is stored.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def baseline(features: Floats, quality: Floats, output_tokens: Floats, *, seed: 
     bandwidth = _median_distance(projected, random)
     held = _Embedding(projection_seed, bandwidth, outputs.mean(0), np.maximum(outputs.std(0), 1e-6))
     embedded = held.embed(projected, outputs)
-    order = random.permutation(len(embedded))
-    half = len(order) // 2
-    reference = embedded[order[:half]].mean(0)
+    half = len(embedded) // 2
     nulls = np.empty((DRAWS, len(NAMES)))
     for draw in range(DRAWS):
-        sample = embedded[order[half:][random.integers(0, len(order) - half, window)]]
-        nulls[draw] = _parts(sample.mean(0) - reference)
+        # Split anew each time: what the fitting prompts themselves miss of their kind is part of the usual distance.
+        order = random.permutation(len(embedded))
+        sample = order[half:][random.integers(0, len(order) - half, window)]
+        nulls[draw] = _parts(embedded[sample].mean(0) - embedded[order[:half]].mean(0))
     spread = np.maximum(np.quantile(nulls, 0.95, axis=0), 1e-12)
     # One number over the four parts, each in units of its own usual size, so that none drowns the others.
     largest = (nulls / spread).max(1)

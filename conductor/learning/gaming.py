@@ -111,7 +111,7 @@ def mean_flips(flips: Sequence[Flips]) -> Flips:
     """Over all attacks."""
     return replace(
         flips[0],
-        attack="mean of all",
+        attack="mean",
         flipped_dearer=float(np.mean([flip.flipped_dearer for flip in flips])),
         flipped_any=float(np.mean([flip.flipped_any for flip in flips])),
         cost_ratio=float(np.mean([flip.cost_ratio for flip in flips])),
