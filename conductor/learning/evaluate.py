@@ -29,7 +29,7 @@ from onebeat.conductor.learning.fit import side_by_side
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.progress import Progress
 from onebeat.conductor.learning.sources import read_outcomes
-from onebeat.conductor.learning.splits import Split, hold_out_groups, split_prompts
+from onebeat.conductor.learning.splits import Split, hold_out_groups, hold_out_newest, split_prompts
 from onebeat.conductor.learning.train import judged_of
 from onebeat.engine.errors import ConstraintError, InputError
 from onebeat.engine.head import Head
@@ -165,6 +165,8 @@ def _split(question: Question, description: Mapping[str, Any], outcomes: Outcome
     everything = np.arange(len(outcomes.prompts))
     if question.everything or not held:
         return Split(np.zeros(0, np.int64), everything, "all prompts")
+    if held.get("newest_share") is not None:
+        return hold_out_newest(outcomes.time_s, held["newest_share"])
     if held["held_out_groups"]:
         return hold_out_groups(outcomes.groups, held["held_out_groups"])
     split = split_prompts(outcomes.prompts, outcomes.groups, test_share=held["test_share"], seed=held["seed"])

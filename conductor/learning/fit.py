@@ -28,6 +28,8 @@ TapName = tuple[int, str]
 
 MIN_PROMPTS = 20
 FOLDS = 4
+MAX_KERNEL_PROMPTS = 30_000
+"""More are sampled for a kernel head: its coordinates of so many take 0.8 GB. A linear head takes all, in chunks."""
 FIRST = Recipe("kernel", width=8)
 """Taps are compared by this recipe, the cheapest to fit and usually the best."""
 RECIPES = (
@@ -198,6 +200,8 @@ def fit_tensors(
     x: Floats, outcomes: Outcomes, recipe: Recipe, seed: int, keep: Sequence[int]
 ) -> tuple[dict[str, Floats], Predicted | None]:
     """All tensors of a head for the columns `keep`; of a kernel also its leave-one-out predictions."""
+    if recipe.kind == "kernel" and len(x) > MAX_KERNEL_PROMPTS:
+        return _sampled_kernel(x, outcomes, recipe, seed, keep)
     norm = _norm(x)
     states = np.asarray((x - norm["norm.mean"]) / norm["norm.scale"], np.float32)
     if recipe.kind == "kernel":
@@ -210,6 +214,7 @@ def fit_tensors(
             gamma=recipe.gamma,
             dimensions=recipe.dimensions,
             keep=keep,
+            weight=outcomes.weight,
             seed=seed,
         )
         return norm | found.tensors, Predicted(found.left_out, found.left_out_tokens)
@@ -218,6 +223,19 @@ def fit_tensors(
         if name in quality:
             quality[name] = np.ascontiguousarray(quality[name][list(keep)])
     return norm | quality | solve.length_tensors(states, outcomes.output_tokens[:, list(keep)]), None
+
+
+def _sampled_kernel(
+    x: Floats, outcomes: Outcomes, recipe: Recipe, seed: int, keep: Sequence[int]
+) -> tuple[dict[str, Floats], Predicted | None]:
+    """A kernel head on a sample of the prompts; the others are predicted as the unseen prompts that they are."""
+    rows = np.sort(np.random.default_rng(seed).choice(len(x), MAX_KERNEL_PROMPTS, replace=False))
+    tensors, left_out = fit_tensors(x[rows], outcomes.select(rows), recipe, seed, keep)
+    logits, lengths = bare_head(tensors, recipe.kind).uncalibrated(x)
+    tokens = np.exp(np.minimum(lengths, np.log(MAX_OUTPUT_TOKENS)))
+    if left_out is not None:
+        logits[rows], tokens[rows] = left_out.logits, left_out.tokens
+    return tensors, Predicted(logits, tokens)
 
 
 def bare_head(tensors: Mapping[str, Floats], kind: str) -> Head:

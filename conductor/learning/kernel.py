@@ -58,6 +58,8 @@ class Basis:
     """[R] eigenvalues of the weighted Gram matrix of `coordinates`."""
     coordinates: Doubles
     """[n, R] orthogonal columns: their Gram matrix is diag(values)."""
+    root: Doubles
+    """[n] square roots of the prompts' weights, with which the coordinates are multiplied."""
 
 
 def fit_kernel(
@@ -70,11 +72,15 @@ def fit_kernel(
     gamma: float = 1.0,
     dimensions: int = 128,
     keep: Sequence[int] | None = None,
+    weight: Floats | None = None,
     seed: int = 0,
 ) -> KernelFit:
-    """Fits quality and length. `keep` names the columns that stay in the head; the others are only learnt from."""
+    """Fits quality and length. `keep` names the columns that stay in the head; the others are only learnt from.
+
+    `weight` [n, M] counts per prompt here: the mean over its outcomes, relative to that of all prompts.
+    """
     columns = list(range(score.shape[1])) if keep is None else list(keep)
-    basis = spectral_basis(x, gamma, dimensions, seed)
+    basis = spectral_basis(x, gamma, dimensions, seed, _root_weights(score, weight))
     quality, quality_bias, left_out = _latent_ridge(basis, impute(score, groups), rank)
     known = np.isfinite(output_tokens) & (output_tokens > 0)
     logs = np.where(known, np.log(np.where(known, output_tokens, 1.0)), np.nan)
@@ -132,7 +138,16 @@ def _additive(total: Doubles, count: Doubles) -> Doubles:
     return np.asarray(overall + source + model, np.float64)
 
 
-def spectral_basis(x: Floats, gamma: float, dimensions: int, seed: int) -> Basis:
+def _root_weights(score: Floats, weight: Floats | None) -> Doubles:
+    known = np.isfinite(score)
+    if weight is None:
+        return np.ones(len(score))
+    held = np.where(known, weight, 0.0).sum(1) / np.maximum(known.sum(1), 1)
+    # A prompt without weight would have no leave-one-out prediction of its own.
+    return np.asarray(np.sqrt(np.maximum(held / max(float(held.mean()), 1e-12), 1e-6)), np.float64)
+
+
+def spectral_basis(x: Floats, gamma: float, dimensions: int, seed: int, root: Doubles) -> Basis:
     """Projects, chooses centres, evaluates the kernel and diagonalises it."""
     rows = len(x)
     random = np.random.default_rng(seed)
@@ -150,19 +165,19 @@ def spectral_basis(x: Floats, gamma: float, dimensions: int, seed: int) -> Basis
     values, vectors = np.linalg.eigh(np.exp(np.sqrt(squared) / -width))
     held = values > 1e-8 * values[-1]
     values, vectors = values[held], vectors[:, held]
-    if len(centres) == rows:
-        return Basis(axes, landmarks, width, vectors / np.sqrt(values), values, vectors * np.sqrt(values))
+    if len(centres) == rows and np.ptp(root) < 1e-9:
+        return Basis(axes, landmarks, width, vectors / np.sqrt(values), values, vectors * np.sqrt(values), root)
     whiten = vectors / np.sqrt(values)
     gram = np.zeros((whiten.shape[1], whiten.shape[1]))
     parts = []
     for start in range(0, rows, 8192):
         distances = np.sqrt(_squared_distances(projected[start : start + 8192], landmarks))
-        part = np.exp(distances / -width) @ whiten
+        part = (np.exp(distances / -width) @ whiten) * root[start : start + 8192, None]
         gram += part.T @ part
         parts.append(part)
     inner_values, rotation = np.linalg.eigh(gram)
     coordinates = np.concatenate(parts) @ rotation
-    return Basis(axes, landmarks, width, whiten @ rotation, np.maximum(inner_values, 0.0), coordinates)
+    return Basis(axes, landmarks, width, whiten @ rotation, np.maximum(inner_values, 0.0), coordinates, root)
 
 
 def principal_axes(x: Floats, dimensions: int, random: np.random.Generator) -> Floats:
@@ -177,8 +192,8 @@ def principal_axes(x: Floats, dimensions: int, random: np.random.Generator) -> F
 
 def _latent_ridge(basis: Basis, table: Doubles, rank: int) -> tuple[Doubles, Doubles, Doubles]:
     """(weights on the centres [P, M], bias [M], leave-one-out prediction [n, M])"""
-    mean = table.mean(0)
-    left, strength, right = np.linalg.svd(table - mean, full_matrices=False)
+    mean = np.average(table, axis=0, weights=np.square(basis.root))
+    left, strength, right = np.linalg.svd(basis.root[:, None] * (table - mean), full_matrices=False)
     weights = np.zeros((basis.landmarks.shape[0], table.shape[1]))
     left_out = np.tile(mean, (len(table), 1))
     for latent in range(min(rank, len(strength))):
@@ -190,7 +205,7 @@ def _latent_ridge(basis: Basis, table: Doubles, rank: int) -> tuple[Doubles, Dou
             continue
         coefficients = (basis.coordinates.T @ target) / (basis.values + ridge)
         weights += np.outer(basis.back @ coefficients, right[latent])
-        left_out += np.outer(predicted, right[latent])
+        left_out += np.outer(predicted / basis.root, right[latent])
     return weights, mean, left_out
 
 

@@ -10,9 +10,9 @@ The record, whatever the file format. `prompt` or `messages`, `model` and `score
     model           the name of the column
     score           0 (wrong) to 1 (right); fractions are welcome
     input_tokens    as billed                output_tokens   as billed
-    cost_usd        what the call cost       latency_ms      until the last token
+    cost_usd        what the call cost       latency_ms      until the last token; no head predicts it yet
     group           the source of the prompt: a benchmark, a tenant, a feature; splits and "within source" use it
-    time            ISO 8601 or seconds since 1970; `onebeat train` may hold out the newest
+    time            ISO 8601 or seconds since 1970; `onebeat train --hold-out-newest` uses it
     weight          how much this outcome counts, 1 by default
     propensity      with what probability a router chose this model, for off-policy estimates
 

@@ -64,6 +64,24 @@ def hold_out_groups(groups: Sequence[str], held_out: Sequence[str]) -> Split:
     return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), f"sources held out: {', '.join(sorted(held_out))}")
 
 
+def hold_out_newest(time_s: NDArray[np.float64], share: float) -> Split:
+    """The newest `share` of the prompts held out: what a head fitted until then would meet next.
+
+    Prompts without a time are fitted on. Raises `InputError` where too few have one.
+    """
+    known = np.flatnonzero(np.isfinite(time_s))
+    count = round(share * len(time_s))
+    if not 0.0 < share < 1.0 or not 0 < count <= len(known):
+        raise InputError(
+            f"the newest {share:g} of {len(time_s)} prompts cannot be held out: {len(known)} have a time, and the "
+            "share must be above 0 and below 1."
+        )
+    newest = known[np.argsort(-time_s[known], kind="stable")[:count]]
+    chosen = np.zeros(len(time_s), bool)
+    chosen[newest] = True
+    return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), f"newest {100 * share:g} % held out")
+
+
 def folds(
     prompts: Sequence[Prompt], groups: Sequence[str], count: int, *, seed: int = 0, whole_groups: bool = False
 ) -> list[Rows]:

@@ -25,7 +25,7 @@ from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.progress import Progress
 from onebeat.conductor.learning.solve import Recipe
 from onebeat.conductor.learning.sources import read_outcomes
-from onebeat.conductor.learning.splits import Split, hold_out_groups, split_prompts
+from onebeat.conductor.learning.splits import Split, hold_out_groups, hold_out_newest, split_prompts
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.errors import InputError
 
@@ -50,6 +50,8 @@ class Job:
     precision: str = "int8"
     test_share: float = 0.3
     held_out_groups: tuple[str, ...] = ()
+    newest_share: float | None = None
+    """Hold out the newest prompts instead."""
     seed: int = 0
     use_everything: bool = False
     """After judging, fit once more on all prompts, test side included; eval then says so."""
@@ -112,6 +114,8 @@ def default_tap_sets(layers: int) -> list[tuple[fit.TapName, ...]]:
 
 def split_outcomes(outcomes: Outcomes, job: Job) -> Split:
     """The split that the job names."""
+    if job.newest_share is not None:
+        return hold_out_newest(outcomes.time_s, job.newest_share)
     if job.held_out_groups:
         return hold_out_groups(outcomes.groups, job.held_out_groups)
     return split_prompts(outcomes.prompts, outcomes.groups, test_share=job.test_share, seed=job.seed)
@@ -209,6 +213,7 @@ def describe(
                 "seed": job.seed,
                 "test_share": job.test_share,
                 "held_out_groups": list(job.held_out_groups),
+                "newest_share": job.newest_share,
                 "test_side_fitted_on": job.use_everything,
             },
             "test": dict(test),

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", action="append", help="only this kind of head (kernel, linear, low_rank, mlp); may be repeated")
     add("--test-share", type=float, default=0.3, help="share of each source held out for judging (default %(default)s)")
     add("--hold-out", action="append", default=[], metavar="GROUP", help="hold out this whole source instead")
+    add("--hold-out-newest", type=float, metavar="SHARE", help="hold out the newest share of prompts instead")
     add("--use-everything", action="store_true", help="after judging, fit once more with the held-out prompts")
     add("--seed", type=int, default=0, help="of the split and the fit (default %(default)s)")
     add("--name", help="the router's name; default: that of the output folder")
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         test_share=args.test_share,
         held_out_groups=tuple(args.hold_out),
+        newest_share=args.hold_out_newest,
         seed=args.seed,
         use_everything=args.use_everything,
         head_only=args.head_only,

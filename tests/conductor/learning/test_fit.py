@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,32 @@ def test_more_prompts_than_landmarks_still_all_count(monkeypatch: pytest.MonkeyP
     only = fit_kernel(x[:60], outcomes.score[:60], outcomes.output_tokens[:60], outcomes.groups[:60], dimensions=24)
     assert auc_overall(few.left_out, outcomes.score) > auc_overall(only.left_out, outcomes.score[:60]) - 0.02
     assert np.corrcoef(few.left_out[:, 1], chance[:, 1])[0, 1] > 0.7
+
+
+def test_more_prompts_than_a_kernel_takes_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, chance, outcomes = world(400)
+    monkeypatch.setattr("onebeat.conductor.learning.fit.MAX_KERNEL_PROMPTS", 150)
+    head = fit({TAP: x}, outcomes, tap_sets=[[TAP]], recipes=[QUICK["kernel"]])
+    assert head.tensors["kernel.landmarks"].shape[0] == 150
+    assert head.out_of_fold.shape == (400, 3)
+    assert np.corrcoef(head.out_of_fold[:, 1], chance[:, 1])[0, 1] > 0.6
+
+
+@pytest.mark.parametrize("kind", ["kernel", "linear"])
+def test_weights_count(kind: str) -> None:
+    """Two halves that contradict each other: the one that weighs more is believed."""
+    x, _, outcomes = world(300)
+    turned = np.where(np.arange(300)[:, None] < 150, outcomes.score, 1.0 - outcomes.score)
+    leaning = []
+    for heavy in (slice(0, 150), slice(150, 300)):
+        weight = np.full_like(outcomes.weight, 0.05)
+        weight[heavy] = 1.0
+        table = replace(outcomes, score=turned.astype(np.float32), weight=weight)
+        head = fit({TAP: x}, table, tap_sets=[[TAP]], recipes=[QUICK[kind]])
+        fresh, _, later = world(800, seed=9)
+        leaning.append(auc_overall(head.head().score_in_bulk(fresh)[0], later.score))
+    assert leaning[0] > 0.65
+    assert leaning[1] < 0.35
 
 
 def test_missing_scores_take_the_prompts_residual() -> None:

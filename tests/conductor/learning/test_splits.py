@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebeat.conductor.learning.splits import folds, hold_out_groups, split_prompts
+from onebeat.conductor.learning.splits import folds, hold_out_groups, hold_out_newest, split_prompts
 from onebeat.engine.errors import InputError
 
 PROMPTS = [f"prompt number {i}" for i in range(200)]
@@ -39,6 +39,15 @@ def test_folds_cover_once_and_whole_groups_stay_whole() -> None:
     for part in folds(PROMPTS, subjects, 3, whole_groups=True):
         inside = {subjects[i] for i in part}
         assert all(i in part for i in range(200) if subjects[i] in inside)
+
+
+def test_the_newest_are_held_out() -> None:
+    time_s = np.array([5.0, np.nan, 9.0, 7.0, 1.0])
+    split = hold_out_newest(time_s, 0.4)
+    assert split.test.tolist() == [2, 3]
+    assert split.fit.tolist() == [0, 1, 4]
+    with pytest.raises(InputError, match="1 have a time"):
+        hold_out_newest(np.array([1.0, np.nan, np.nan, np.nan]), 0.5)
 
 
 def test_holding_out_sources() -> None:
