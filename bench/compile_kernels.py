@@ -10,6 +10,7 @@ alignment, constants) is the one that a launch at the shapes of Qwen2.5-7B would
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -47,7 +48,10 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 def matmul_launches(gpu: Facts, shape: ModelShape, full: bool) -> Iterator[tuple[str, Launch]]:
     """Every tile size of the table, split and whole."""
     for entry in tuning.table():
-        if entry.op not in ("int8_matmul", "int8_matmul_swiglu") or entry.arch != tuning.nearest_arch(gpu.arch):
+        here = tuning.fits(
+            entry, entry.op, dataclasses.replace(gpu, name=entry.gpu or gpu.name), tuning.nearest_arch(gpu.arch)
+        )
+        if not here or entry.op == "attention" or replaced(entry):
             continue
         assert isinstance(entry.config, tuning.MatmulConfig)
         rows = entry.rows_to or 4096
@@ -64,6 +68,15 @@ def matmul_launches(gpu: Facts, shape: ModelShape, full: bool) -> Iterator[tuple
                     swiglu=gate_up, config=entry.config, gpu=gpu,
                 )  # fmt: skip
                 yield f"{entry.op} {name} to {entry.rows_to or 'any'} rows{' odd depth' * bool(odd)}", launch
+
+
+def replaced(entry: tuning.Entry) -> bool:
+    """Whether another entry takes this one's place under the Triton at hand."""
+    own = dataclasses.replace(entry, triton=tuning.triton_version())
+    place = ("op", "arch", "gpu", "triton", "rows_to", "columns", "depth")
+    return entry.triton is None and any(
+        all(getattr(other, name) == getattr(own, name) for name in place) for other in tuning.table()
+    )
 
 
 def attention_launches(gpu: Facts, full: bool) -> Iterator[tuple[str, Launch]]:

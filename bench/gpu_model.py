@@ -139,7 +139,10 @@ def transformers_calls(
             torch.set_default_dtype(before)
     if compiled:
         for layer in model.layers:
-            layer.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
+            if device.type == "cuda":
+                layer.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
+            else:  # a dry run proves the path; generating C++ for it would take minutes
+                layer.compile(backend="eager", dynamic=False)
 
     @torch.inference_mode()
     def make(lengths: list[int]) -> Callable[[], Tensor]:

@@ -41,6 +41,8 @@ class Measured:
 
 def copies_for(case_bytes: int) -> int:
     """How many sets of inputs it takes so that one is evicted from L2 before it is used again."""
+    if not torch.cuda.is_available():
+        return 1
     return min(max(2 * L2_BYTES // max(case_bytes, 1) + 1, 2), 48)
 
 

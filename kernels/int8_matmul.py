@@ -9,7 +9,6 @@ g1, u1, ...) and returns silu(gate) * up.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -141,17 +140,47 @@ def splits_of(config: MatmulConfig, rows: int, columns: int, depth: int, gpu: Fa
     return -(-depth // part), part
 
 
-@lru_cache(maxsize=64)
-def _shared_arrivals(device: torch.device, stream: int, tiles: int) -> Tensor:
-    return torch.zeros(tiles, dtype=torch.int32, device=device)
+class _Counters:
+    """Zeroed counters of one GPU. Kernels leave theirs zero, so they are kept: for eager launches by stream, and
+    for each launch of a captured graph its own piece of a pool, so that graphs may replay side by side."""
+
+    POOL = 1 << 20
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.zeros(self.POOL, dtype=torch.int32, device=device)
+        self._taken = 0
+        self._by_stream: dict[int, Tensor] = {}
+
+    def eager(self, stream: int, count: int) -> Tensor:
+        """At least `count` counters for launches on one stream, which run one after the other."""
+        kept = self._by_stream.get(stream)
+        if kept is None or kept.numel() < count:
+            kept = torch.zeros(max(1024, 1 << count.bit_length()), dtype=torch.int32, device=self._device)
+            self._by_stream[stream] = kept
+        return kept
+
+    def captured(self, count: int) -> Tensor:
+        """`count` counters for one launch of a graph; once the pool is used up, zeroed by the graph itself."""
+        if self._taken + count > self.POOL:
+            return torch.zeros(count, dtype=torch.int32, device=self._device)
+        self._taken += count
+        return self._pool[self._taken - count : self._taken]
+
+
+_COUNTERS: dict[torch.device, _Counters] = {}
 
 
 def _arrivals(device: torch.device, tiles: int) -> Tensor:
-    """Zeroed counters, one a tile: kept between launches of one stream, for the kernel leaves them zero."""
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    """Zeroed counters, one a tile."""
+    if device.type != "cuda":
         return torch.zeros(tiles, dtype=torch.int32, device=device)
-    size = 1024 if tiles <= 1024 else 1 << tiles.bit_length()
-    return _shared_arrivals(device, torch.cuda.current_stream(device).cuda_stream, size)
+    kept = _COUNTERS.get(device)
+    if torch.cuda.is_current_stream_capturing():
+        return torch.zeros(tiles, dtype=torch.int32, device=device) if kept is None else kept.captured(tiles)
+    if kept is None:
+        kept = _COUNTERS[device] = _Counters(device)
+    return kept.eager(torch.cuda.current_stream(device).cuda_stream, tiles)
 
 
 def plan(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onebeat.kernels import backend
+from onebeat.kernels import backend, tuning
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_LIMITS = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
@@ -48,15 +48,25 @@ def test_compiles_without_spills_and_fits(report, arch):
 )
 def test_products_use_the_matrix_instruction(report, arch, instruction):
     products = [line for line in report if line["arch"] == arch and line["kernel"].startswith(PRODUCTS)]
+    if arch == "sm_100" and tuning.triton_version() == "3.6":  # which has no int8 tcgen05 yet
+        products = [line for line in products if line["kernel"].startswith("attention")]
     assert {line["matrix_instruction"] for line in products} == {instruction}
+
+
+def without_version(entry):
+    return {key: value for key, value in entry.items() if key not in ("triton", "config", "measured")}
 
 
 def test_every_tile_of_the_table_was_compiled(report):
     """Rows that share a configuration with others are compiled once, so it is tiles that are compared."""
     table = json.loads((ROOT / "kernels" / "tuning.json").read_text())["entries"]
+    version = tuning.triton_version()
+    special = [without_version(entry) for entry in table if entry.get("triton") == version]
     for entry in table:
         if entry.get("element_bytes") == 4:
             continue  # float32 is compiled by `bench/compile_kernels.py --full`
+        if entry.get("triton", version) != version or ("triton" not in entry and without_version(entry) in special):
+            continue
         tile = {key.upper(): value for key, value in entry["config"].items() if key.startswith("block")}
         found = [
             line for line in report
