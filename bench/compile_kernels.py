@@ -17,7 +17,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -133,8 +132,26 @@ def row_launches(gpu: Facts, shape: ModelShape, full: bool) -> Iterator[tuple[st
             yield "rope" + " norms" * norms + " cache" * cached, launch
 
 
+def single_token_launches(gpu: Facts, shape: ModelShape) -> Iterator[tuple[str, Launch]]:
+    """A prompt of one token: Triton treats the number 1 as a constant unless it is told not to."""
+    columns, depth = shape.matmuls["down"]
+    a, weight = empty(1, depth, dtype=torch.int8), empty(columns, depth, dtype=torch.int8)
+    scales = empty(1, dtype=torch.float32), empty(columns, dtype=torch.float32)
+    yield "int8_matmul of 1 row", int8_matmul.plan(a, scales[0], weight, scales[1], empty(1, columns), gpu=gpu)
+    qkv, bounds = empty(1, 36, 128), empty(2, dtype=torch.int32)
+    cache, paged = empty(1, 128, 4, 128), (empty(1, dtype=torch.int32), empty(1, 1, dtype=torch.int32))
+    for keys, where in ((qkv[:, 28:32], None), (cache, paged)):
+        launch = attention.plan(
+            qkv[:, :28], keys, keys, bounds, 1, empty(1, 28, 128), scale=0.1, window=None, paged=where, gpu=gpu
+        )
+        yield f"attention of 1 token{'' if where is None else ' paged'}", launch
+    x = empty(1, shape.hidden)
+    yield "pool of 1 token", pool.plan(x, bounds, "mean", empty(1, shape.hidden, dtype=torch.float32), gpu)
+
+
 def launches(gpu: Facts, full: bool) -> Iterator[tuple[str, Launch]]:
-    """Everything that is compiled for one GPU."""
+    """Everything that is compiled for one GPU, and one of each kind for a single token."""
+    yield from single_token_launches(gpu, QWEN_7B)
     yield from matmul_launches(gpu, QWEN_7B, full)
     yield from attention_launches(gpu, full)
     yield from row_launches(gpu, QWEN_7B, full)
@@ -161,14 +178,12 @@ def compile_launch(launch: Launch, arch: str) -> dict[str, Any]:
         elif attribute:
             attributes[(index,)] = backend.parse_attr(attribute)
     source = ASTSource(kernel, signature, constants, attributes)
-    began = time.perf_counter()
     compiled = triton.compile(source, target=target, options=options)
-    seconds = time.perf_counter() - began
     text = compiled.asm["ptx" if cuda else "amdgcn"]
     found = next((name for name in INSTRUCTIONS if name in text), None)
     usage = cuda_usage(compiled.asm["cubin"]) if cuda else amd_usage(text)
     usage["shared_bytes"] = compiled.metadata.shared
-    return {**usage, "matrix_instruction": found, "compile_seconds": round(seconds, 2)}
+    return {**usage, "matrix_instruction": found}
 
 
 def cuda_usage(cubin: bytes) -> dict[str, int]:
@@ -205,11 +220,18 @@ def gpu_of(arch: str) -> Facts:
     return Facts("", arch, {"sm_80": 108, "sm_89": 128, "sm_90": 132, "sm_100": 148}.get(arch, 304))
 
 
+def seen_by_compiler(value: object) -> str:
+    """What of an argument leads to another compilation: a tensor's type, whether a number is 1 or a multiple of 16."""
+    if isinstance(value, Tensor):
+        return str(value.dtype)
+    return f"{type(value).__name__} {(value == 1, value % 16 == 0) if isinstance(value, int) else ''}"
+
+
 def distinct(arch: str, full: bool) -> list[int]:
     """Indices of launches that differ in what the compiler sees."""
     seen: dict[str, int] = {}
     for index, (_, launch) in enumerate(launches(gpu_of(arch), full)):
-        kinds = [str(value.dtype) if isinstance(value, Tensor) else type(value).__name__ for value in launch.arguments]
+        kinds = [seen_by_compiler(value) for value in launch.arguments]
         seen.setdefault(repr((launch.kernel, kinds, sorted(launch.constants.items()), launch.options)), index)
     return sorted(seen.values())
 

@@ -7,6 +7,7 @@ CPU paths work all the same: `jit` then leaves functions alone, and launching on
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -47,13 +48,24 @@ __all__ = [
     "triton",
 ]
 
+VARYING = ("rows", "tokens", "splits", "table_stride", "blocks", "window", "known_positions", "cache_rows")
+"""Names of kernel parameters whose values never lead to another compilation."""
+
 PDL_ASKED = os.environ.get("ONEBEAT_PDL", "0") == "1"
 """Programmatic dependent launch is off unless asked for: its gain has not been measured. Read once, at import."""
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """`triton.jit`, or the function itself where there is no Triton."""
-    return function if MISSING is not None else triton.jit(function)
+    """`triton.jit`, or the function itself where there is no Triton.
+
+    Sizes that change from step to step (those of VARYING) are not specialised: Triton would compile a kernel again
+    for 1 token and for multiples of 16, seconds in the middle of serving.
+    """
+    if MISSING is not None:
+        return function
+    return triton.jit(do_not_specialize=[name for name in inspect.signature(function).parameters if name in VARYING])(
+        function
+    )
 
 
 gdc_wait: Any = None if MISSING is not None else tl.extra.cuda.gdc_wait
