@@ -53,7 +53,7 @@ kind = "openai_compatible"
 base_url = "http://127.0.0.1:{port}/v1"
 [providers.paced]
 kind = "openai_compatible"
-base_url = "http://127.0.0.1:{port}/p25/v1"
+base_url = "http://127.0.0.1:{port}/p100/v1"
 """
 MODEL = """
 [models."{name}"]

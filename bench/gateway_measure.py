@@ -154,7 +154,7 @@ async def open_loop(port: int, request: bytes, rate: float, seconds: float) -> d
 
 
 async def many_streams(port: int, pid: int, request: bytes, streams: int) -> dict[str, float]:
-    """`streams` at once, each of `WORDS` chunks over five seconds: complete ones, memory, the loop's lag."""
+    """`streams` at once, each of `WORDS` chunks, ten a second: complete ones, memory, the loop's lag."""
     clients = await asyncio.gather(*(connect(port) for _ in range(streams)))
     probe = await connect(port)
     lags: list[float] = []

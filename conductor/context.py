@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from onebeat.conductor.records import (
     ChatRequest,
     Media,
@@ -35,8 +37,7 @@ MARGIN = 1.05
 """An estimate is taken this much higher where it decides whether a request fits a window."""
 
 
-@dataclass(frozen=True, slots=True)
-class PromptSize:
+class PromptSize(Struct, frozen=True, gc=False):
     """What there is to read, before any model's tokenizer: bytes inside and outside ASCII, and fixed tokens."""
 
     ascii_bytes: int

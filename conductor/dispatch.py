@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import random as stdlib_random
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Protocol, TypeVar, cast
 
 import aiohttp
+import msgspec
 
 from onebeat.conductor.accounts import Accounts
 from onebeat.conductor.answers import Answer, Ping, ProblemKind, Report, StreamEvent
@@ -268,4 +268,4 @@ class Dispatcher:
         if resume is None or pursuit.is_over:
             raise UnansweredError(error.problem, error.cause)
         release.resume = resume
-        pursuit.plan = replace(call.plan, choices=resume.choices)
+        pursuit.plan = msgspec.structs.replace(call.plan, choices=resume.choices)

@@ -11,6 +11,9 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from msgspec import Struct
+from msgspec.structs import replace as changed
+
 from onebeat.conductor.config import Fleet, Model, PolicySection
 from onebeat.conductor.context import MARGIN, PromptSize
 from onebeat.conductor.pricing import dearest, expected_usd
@@ -24,8 +27,7 @@ ROOM_OVER_PREDICTION = 2.0
 REFERENCE_TOKENS = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(Struct, frozen=True, gc=False):
     """What is expected of one model for one prompt."""
 
     quality: float
@@ -46,8 +48,7 @@ class Route:
     """openai | anthropic | gemini: whose format its provider speaks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Struct, frozen=True, gc=False):
     """A route now: seconds until it may be called (None: now, infinity: unknown) and what is left of its limits."""
 
     blocked_s: float | None = None
@@ -59,8 +60,7 @@ class Status:
 FREE = Status()
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Struct, frozen=True, gc=False):
     """What one request wants of the policy."""
 
     size: PromptSize
@@ -75,8 +75,7 @@ class Ask:
     """The one format whose providers can serve the request at all (a vendor's own feature); None for any."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True, gc=False):
     """One route of a plan, in its place."""
 
     route: Route
@@ -87,8 +86,7 @@ class Choice:
     propensity: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True, gc=False):
     """Routes in order of preference, whether or not they can be called right now, and the decision they come from."""
 
     choices: tuple[Choice, ...]
@@ -232,7 +230,7 @@ def explore(
     total = sum(weights)
     chances = [share * weight / total for weight in weights]
     chances[0] += 1.0 - share
-    with_chances = [replace(choice, propensity=chance) for choice, chance in zip(order, chances, strict=True)]
+    with_chances = [changed(choice, propensity=chance) for choice, chance in zip(order, chances, strict=True)]
     if random() >= share:
         return with_chances, False
     drawn, running = random() * total, 0.0

@@ -73,10 +73,23 @@ _REFUSAL = re.compile(
     r"|i must (?:respectfully )?decline)",
     re.IGNORECASE | re.DOTALL,
 )
+_REFUSES_WITH = frozenset("iIaAsS")
+"""First letters of what `_REFUSAL` matches: most answers are told apart by one look."""
 # An ending after which a sentence always goes on. Colons and dashes are left out: lists and signatures end in them.
-_DANGLING = re.compile(
-    r"(?:[,(\[{]|\b(?:the|a|an|and|or|but|of|to|with|for|because|therefore|which|is|are|was|were))\s*$"
+_DANGLING_SIGNS = frozenset(",([{")
+_DANGLING_WORDS = frozenset(
+    "the a an and or but of to with for because therefore which is are was were".split()  # noqa: SIM905
 )
+
+
+def dangles(tail: str) -> bool:
+    """Whether a text ends where no text ends."""
+    tail = tail.rstrip()
+    if not tail:
+        return False
+    if not tail[-1].isalpha():
+        return tail[-1] in _DANGLING_SIGNS
+    return tail[-16:].replace("\n", " ").rsplit(" ", 1)[-1] in _DANGLING_WORDS
 
 
 class Watch:
@@ -163,7 +176,8 @@ class Watch:
 
     def _refusal(self) -> Finding | None:
         head, self._head = self._head or "", None
-        if self._is_refusal or _REFUSAL.match(head):
+        begins = head.lstrip()[:1]
+        if self._is_refusal or (begins in _REFUSES_WITH and _REFUSAL.match(head)):
             return self._tell(Detector.REFUSAL, f"it begins {head[:60].strip()!r}")
         return None
 
@@ -204,7 +218,7 @@ class Watch:
             elif output_tokens is not None and output_tokens < 0.9 * self._asked_tokens:
                 detail = f"cut at {output_tokens} of the {self._asked_tokens} tokens that were asked for"
                 found.append(self._tell(Detector.TRUNCATED_ANSWER, detail, act=False))
-        elif reason is FinishReason.STOP and not self._call_arguments and _DANGLING.search(self.tail[-40:]):
+        elif reason is FinishReason.STOP and not self._call_arguments and dangles(self.tail[-40:]):
             detail = f"it stopped after {self.tail.rstrip()[-30:]!r}"
             found.append(self._tell(Detector.TRUNCATED_ANSWER, detail))
         return found
