@@ -152,16 +152,12 @@ async def connect(port: int) -> Client:
     return client
 
 
-def request_of(
-    model: str, *, stream: bool = False, path: str = "/v1/chat/completions", key: str = "sk-bench-0123456789"
-) -> bytes:
-    messages = [
-        {"role": "system", "content": "You are brief."},
-        {"role": "user", "content": "Where does the harbour lie, and what can be seen from its wall? " * 2},
-    ]
+def request_of(model: str, *, stream: bool = False, number: int = 0, key: str = "sk-bench-0123456789") -> bytes:
+    asked = f"{number}: where does the harbour lie, and what can be seen from its wall? "
+    messages = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": 2 * asked}]
     body = msgspec.json.encode({"model": model, "messages": messages, "temperature": 0.2, "stream": stream})
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
         f"authorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -78,13 +78,17 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{q}": round(1e3 * ordered[min(len(ordered) - 1, int(q / 100 * len(ordered)))], 4) for q in (50, 90, 99)}
 
 
-async def one_connection(port: int, request: bytes, count: int, *, first: bool = False) -> dict[str, float]:
+async def one_connection(
+    port: int, request: bytes | Callable[[int], bytes], count: int, *, first: bool = False
+) -> dict[str, float]:
+    """Percentiles of `count` requests, one after the other; a function makes each anew from its number."""
     client = await connect(port)
-    for _ in range(max(20, count // 10)):
-        await client.ask(request)
+    make = request if callable(request) else lambda number: request
+    for number in range(max(20, count // 10)):
+        await client.ask(make(-1 - number))
     times = []
-    for _ in range(count):
-        to_first, to_end, body = await client.ask(request)
+    for number in range(count):
+        to_first, to_end, body = await client.ask(make(number))
         assert b" 200 " in body[:20], body[:400]
         times.append(to_first if first else to_end)
     return percentiles(times)

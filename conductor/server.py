@@ -85,7 +85,7 @@ class Gateway:
             raise asyncio.CancelledError from None
         except (asyncio.CancelledError, HttpProcessingError):
             raise
-        except Exception:  # noqa: BLE001: the last line of defence: a client gets its vendor's shape, we get the trace
+        except Exception:  # The last line of defence: a client gets its error, we get the trace.
             log.exception("a request to %s failed inside the gateway", path)
             return self._error(face, RequestError("The gateway failed; its log says how.", status=500, code="internal"))
         finally:
