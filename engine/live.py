@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol
 
+from onebeat.engine import openmp
 from onebeat.engine.decision import Decision, check_dial
 from onebeat.engine.engine import Engine
 from onebeat.engine.mailbox import Mailbox
@@ -70,7 +71,10 @@ class Servable(Protocol):
 
 
 class LiveRouter:
-    """`async with router.serve() as live`. Use it from one event loop."""
+    """`async with router.serve() as live`. Use it from one event loop.
+
+    While it runs, leave computing to it: a second thread that computes on the CPU slows both (see `openmp.py`).
+    """
 
     def __init__(
         self, router: Servable, *, progress: Callable[[int, int, str], None] | None = None, **options: object
@@ -97,6 +101,8 @@ class LiveRouter:
 
     async def __aenter__(self) -> LiveRouter:
         self._mailbox: Mailbox[Scores] = Mailbox(asyncio.get_running_loop())
+        # The thread that loaded the router has computed; from here on the model's thread alone does.
+        openmp.rest()
         self._engine.start()
         if self._options.wait_until_ready:
             try:
