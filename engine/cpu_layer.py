@@ -94,12 +94,14 @@ class CpuInt8Layer:
     ) -> Tensor:
         """[T, H] -> [T, H]. `keys` and `values` [B, CHUNK_TOKENS, NKV, D] are this layer's cache, where there is
         one."""
-        assert rotation.turns is not None and batch.chunk_rows
-        tiles = tiles_of(batch.chunk_rows)
-        if len(tiles) == 1:
-            heads = self._heads(x, rotation.turns, batch.chunk_rows)
-            return self._after(x, self._mix(heads, batch, keys, values), batch.chunk_rows)
         turns = rotation.turns
+        assert turns is not None
+        # A batch of static buffers is filled after it was made: its lengths are read when it is computed.
+        chunk_rows = batch.chunk_rows or tuple(rows for rows in batch.chunk_bounds.diff().tolist() if rows)
+        tiles = tiles_of(chunk_rows)
+        if len(tiles) == 1:
+            heads = self._heads(x, turns, chunk_rows)
+            return self._after(x, self._mix(heads, batch, keys, values), chunk_rows)
         heads = torch.cat([self._heads(x[rows], turns[rows], chunks) for rows, chunks in tiles])
         mixed = self._mix(heads, batch, keys, values)
         return torch.cat([self._after(x[rows], mixed[rows], chunks) for rows, chunks in tiles])
