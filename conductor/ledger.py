@@ -252,13 +252,15 @@ class Ledger:
         by_kind: dict[type[Row], list[tuple[object, ...]]] = {}
         for row in batch:
             by_kind.setdefault(type(row), []).append(msgspec.structs.astuple(row))
+        unfit = 0
         with connection:
             for kind, values in by_kind.items():
-                connection.executemany(_INSERTS[kind], values)
+                unfit += _insert(connection, kind, values)
         with self._lock:
             for _ in batch:
                 self._rows.popleft()
             self._settled += len(batch)
+            self._dropped += unfit
             self._in_flight = 0
             due = [waiter for waiter in self._waiters if waiter[0] <= self._settled]
             self._waiters = [waiter for waiter in self._waiters if waiter[0] > self._settled]
@@ -323,3 +325,20 @@ def _columns(kind: type[Row]) -> list[str]:
         null = "" if type(None) in options else " NOT NULL"
         columns.append(f"{field.name} {names[plain]}{null}")
     return columns
+
+
+def _insert(connection: sqlite3.Connection, kind: type[Row], values: list[tuple[object, ...]]) -> int:
+    """Writes the rows; how many hold a value that SQLite cannot (a provider's count beyond 64 bits): these are logged
+    and left out, so that one of them never costs the others."""
+    try:
+        connection.executemany(_INSERTS[kind], values)
+        return 0
+    except OverflowError:
+        unfit = 0
+    for row in values:
+        try:
+            connection.execute(_INSERTS[kind], row)
+        except OverflowError as error:
+            unfit += 1
+            log.error("a %s of the ledger was left out: %s", kind.__name__, error)
+    return unfit

@@ -27,7 +27,7 @@ _SECRETS = re.compile(
     r"\b(?:sk|pk|rk|gsk|xai|hf|pplx)[-_][A-Za-z0-9_\-]{12,}"
     r"|\bAIza[A-Za-z0-9_\-]{20,}"
     r"|(?i:\bbearer\s+)[A-Za-z0-9._~+/=\-]{8,}"
-    r"|(?i:(?:x-api-key|x-goog-api-key|api[-_]?key|authorization)[\"']?\s*[:=]\s*[\"']?)[^\s\"',;&]{6,}"
+    r"|(?i:(?:x-api-key|x-goog-api-key|api[-_]?key|authorization)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+|basic\s+)?)[^\s\"',;&]{6,}"
     r"|(?i:[?&]key=)[^\s\"'&]{6,}"
 )
 

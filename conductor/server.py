@@ -204,6 +204,8 @@ async def read_body(request: web.BaseRequest, most: int, timeout_s: float) -> by
                     size += len(piece)
                     if size > most:
                         break
+        except web.RequestPayloadError:
+            raise RequestError("The body cannot be decoded as its headers say.", code="bad_body") from None
         except TimeoutError:
             raise RequestError(
                 f"The body did not arrive within {timeout_s:g} s.", status=408, code="request_timeout"

@@ -76,7 +76,9 @@ def weigh(
     check_dial(tradeoff, min_quality, max_cost_usd)
     if not offers:
         raise ConstraintError("no model is left to choose from; add a column to the router or a model to the fleet.")
-    hopeless_below = HOPELESS_SHARE * max(offer.quality for offer in offers)
+    # Only among those that the constraints allow: the cap on dollars must not turn what it leaves into hopeless cases.
+    allowed = [offer.quality for offer in offers if _ruled_out(offer, 0.0, min_quality, max_cost_usd) is None]
+    hopeless_below = HOPELESS_SHARE * max(allowed, default=0.0)
     weighed = [
         Candidate(
             offer.model,

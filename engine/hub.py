@@ -13,7 +13,16 @@ from pathlib import Path
 from onebeat.engine.errors import ConfigError, FetchError
 
 PREFIX = "hf:"
-WANTED = ("config.json", "router.json", "tokenizer*.json", "chat_template.json", "model*.safetensors*", "router_head.*")
+WANTED = (
+    "config.json",
+    "router.json",
+    "tokenizer*.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "router_head.safetensors",
+)
 """At the top of the repository. The hub's own filter lets `*` match a slash, so folders are left out by `IGNORED`."""
 IGNORED = ("*/*", "*.bin", "*.pt", "*.pkl")
 

@@ -60,7 +60,16 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("onebeat: interrupted", file=sys.stderr)
         return 130
+    except RecursionError:
+        print("onebeat: the input is nested too deeply to be read; flatten it.", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         # The reader of our standard output went away (`onebeat route ... | head`): nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"onebeat: the system refused: {error.strerror or error}{where}; mend that and try again.", file=sys.stderr
+        )
+        return 2

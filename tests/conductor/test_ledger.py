@@ -264,3 +264,13 @@ def test_parquet_holds_every_row(tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "out" / "requests.parquet").to_pylist()
     assert [row["id"] for row in rows] == ["a", "b"] and rows[0]["scores"] == '{"big":[0.9,10]}'
     assert rows[0]["propensity"] == 1.0 and rows[1]["scores"] is None
+
+
+def test_a_count_that_sqlite_cannot_hold_costs_only_its_own_row(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path)
+    ledger.append(request_row("good"), attempt_row("good", input_tokens=2**63 + 5), attempt_row("good", 2))
+    ledger.close()
+    assert ledger.status().dropped_rows == 1
+    assert count(path) == 1
+    assert count(path, "attempts") == 1

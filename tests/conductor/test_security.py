@@ -151,3 +151,8 @@ def test_depth_of_a_huge_body_is_cheap() -> None:
     with pytest.raises(RequestError):
         check_depth(b"[" * 5_000_000, 64)
     assert time.process_time() - started < 3.0
+
+
+def test_a_bearer_key_behind_its_header_s_name_is_hidden_whole() -> None:
+    hidden = Redactor([]).text("authorization: Bearer client-key-1-secret")
+    assert "client-key-1-secret" not in hidden

@@ -54,3 +54,8 @@ def test_dial_out_of_range_is_refused() -> None:
     for dial in (-0.1, 1.1, float("nan")):
         with pytest.raises(InputError, match="tradeoff"):
             decide(FLEET, dial)
+
+
+def test_a_cap_on_dollars_never_makes_what_it_leaves_hopeless() -> None:
+    fleet = [Offer("dear", 0.9, 100, 0.01), Offer("cheap", 0.4, 100, 0.0001)]
+    assert decide(fleet, 0.5, max_cost_usd=0.001).model == "cheap"
