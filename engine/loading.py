@@ -24,8 +24,11 @@ from onebeat.engine.cpu_layer import (
     paired_norm,
     paired_rows,
 )
+from onebeat.engine.default_router import CACHE_FOLDER
 from onebeat.engine.layer import Layer, Matrix
 from onebeat.engine.model import Backbone, DecoderLayer
+from onebeat.engine.native_layer import NativeInt8Layer, fits
+from onebeat.kernels.cpu.native import native_kernels
 from onebeat.kernels.quantize import quantize_weight
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -130,24 +133,37 @@ class _Loader:
             self._optional(at + "k_norm"),
         )
 
-    def cpu_int8_layer(self, index: int) -> CpuInt8Layer:
+    def cpu_int8_layer(self, index: int) -> DecoderLayer:
+        """By the native kernels where this machine can run them for this layer, through torch elsewhere."""
         at = f"layers.{index}."
         order = paired_rows(self.config)
+        matrices = {name: self._matrix(at + name) for name in MATRICES}
+        matrices["qkv"] = _ordered(matrices["qkv"], order)
         bias = self._optional(at + "qkv_bias")
-        q_norm, k_norm = self._optional(at + "q_norm"), self._optional(at + "k_norm")
-        qkv, gate_up, down = (self._matrix(at + name) for name in ("qkv", "gate_up", "down"))
+        biases = {
+            "qkv": None if bias is None else bias[order],
+            "attention_out": self._optional(at + "attention_out_bias"),
+        }
+        norms = {name: self._vector(at + name) for name in ("input_norm", "post_norm")}
+        for name in ("q_norm", "k_norm"):
+            if at + name in self.weights:
+                norms[name] = paired_norm(self._vector(at + name))
+        library = native_kernels(CACHE_FOLDER / "kernels").library
+        if library is not None and fits(self.config, matrices):
+            return NativeInt8Layer(library, self.config, matrices, biases, norms)
+        gate_up, down = matrices["gate_up"], matrices["down"]
         return CpuInt8Layer(
             self.config,
-            self._vector(at + "input_norm"),
-            _product(qkv.weight[order], None if qkv.scale is None else qkv.scale[order]),
-            _product(*_parts(self._matrix(at + "attention_out"))),
-            self._vector(at + "post_norm"),
+            norms["input_norm"],
+            _product(*_parts(matrices["qkv"])),
+            _product(*_parts(matrices["attention_out"])),
+            norms["post_norm"],
             _product(halved_rows(gate_up.weight), None if gate_up.scale is None else halved_rows(gate_up.scale)),
             _product(padded_columns(down.weight), down.scale),
-            None if bias is None else bias[order],
-            self._optional(at + "attention_out_bias"),
-            None if q_norm is None else paired_norm(q_norm),
-            None if k_norm is None else paired_norm(k_norm),
+            biases["qkv"],
+            biases["attention_out"],
+            norms.get("q_norm"),
+            norms.get("k_norm"),
         )
 
     def _matrix(self, name: str) -> Matrix:
@@ -161,6 +177,10 @@ class _Loader:
 
     def _optional(self, name: str) -> Tensor | None:
         return self._vector(name) if name in self.weights else None
+
+
+def _ordered(matrix: Matrix, order: Tensor) -> Matrix:
+    return Matrix(matrix.weight[order], None if matrix.scale is None else matrix.scale[order])
 
 
 def _parts(matrix: Matrix) -> tuple[Tensor, Tensor | None]:

@@ -80,12 +80,20 @@ def check_machine() -> Iterator[Finding]:
     """What the forward pass will run on, with the int8 rate that it reaches here."""
     import torch
 
+    from onebeat.engine.default_router import CACHE_FOLDER
+    from onebeat.kernels.cpu.native import native_kernels
+
     flags = _processor_flags()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     capability = torch.backends.cpu.get_cpu_capability()
     yield Finding("machine", "ok", f"{cores} cores, {torch.get_num_threads()} threads, {capability}")
     if flags and not flags & {"avx512_vnni", "avx_vnni", "asimddp"}:
         yield Finding("machine", "note", "no VNNI: int8 runs on the slow path", "use precision='bfloat16' or a GPU")
+    native = native_kernels(CACHE_FOLDER / "kernels")
+    if native.library is not None:
+        yield Finding("machine", "ok", native.reason)
+    else:
+        yield Finding("machine", "note", "int8 layers run through torch, at about half the speed", native.reason)
     tops = int8_tops()
     yield Finding("machine", "ok", f"int8 matrix rate {tops:.2f} TOPS (measured just now, {GEMM_DEPTH} deep)")
     if not torch.cuda.is_available():

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from onebeat.engine import loading
 from onebeat.engine.batch import CHUNK_TOKENS, Part, pack, pack_parts
 from onebeat.engine.loading import Quantizer
 from onebeat.engine.runner import Runner
+from onebeat.kernels.cpu.native import Native
 from tests.engine.tiny_models import StateDict, backbone_of, build, prompt
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -24,6 +26,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": 140}),
     "kept": ("llama", {}),
 }
+THROUGH_TORCH = "llama through torch"
+FAMILIES[THROUGH_TORCH] = FAMILIES["llama"]
 KEPT = ("layers.0.qkv", "layers.0.down", "layers.1.gate_up", "layers.2.attention_out")
 LENGTHS = st.one_of(
     st.integers(1, 40),
@@ -37,7 +41,10 @@ def runner_of(name: str) -> Runner:
     family, changes = FAMILIES[name]
     model = build(family, **changes)
     matrices = Quantizer(StateDict(model.state_dict()), KEPT) if name == "kept" else None
-    return Runner(backbone_of(model, "int8", taps=[1, 3], matrices=matrices), ["mean", "last"])
+    with pytest.MonkeyPatch.context() as patch:
+        if name == THROUGH_TORCH:
+            patch.setattr(loading, "native_kernels", lambda folder: Native(None, "not wanted"))
+        return Runner(backbone_of(model, "int8", taps=[1, 3], matrices=matrices), ["mean", "last"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +116,10 @@ def test_bits_do_not_depend_on_company_chunks_or_cache(name: str, lengths: list[
     assert torch.equal(in_chunks(runner, prompts, step, cached_chunks=2), alone)
 
 
+@pytest.mark.parametrize("name", ["qwen2", THROUGH_TORCH])
 @pytest.mark.parametrize("threads", [1, 3, 7])
-def test_bits_do_not_depend_on_company_for_any_number_of_threads(threads: int) -> None:
-    runner, before = runner_of("qwen2"), torch.get_num_threads()
+def test_bits_do_not_depend_on_company_for_any_number_of_threads(threads: int, name: str) -> None:
+    runner, before = runner_of(name), torch.get_num_threads()
     prompts = [prompt(tokens, tokens) for tokens in (37, 1, 111, 257, 64, 190)]
     torch.set_num_threads(threads)
     try:
