@@ -44,7 +44,7 @@ ALWAYS_INLINE void finish(const Matrix *matrix, const Rows *rows, int64_t row, i
 
 /* `count` is a constant where this is called, so that the sums stay in registers. */
 ALWAYS_INLINE void group(const Matrix *matrix, const Rows *rows, int64_t row, const int count, int64_t block,
-                         const Target *target) {
+                         int64_t fetched, const Target *target) {
     const int64_t depth = matrix->depth, stride = rows->stride;
     const uint8_t *weights = matrix->bytes + block * BLOCK_COLUMNS * depth;
     const int8_t *bytes = rows->bytes + row * stride;
@@ -54,6 +54,8 @@ ALWAYS_INLINE void group(const Matrix *matrix, const Rows *rows, int64_t row, co
     for (int64_t k = 0; k < depth; k += 4) {
         __m512i low = _mm512_load_si512(weights + BLOCK_COLUMNS * k);
         __m512i high = _mm512_load_si512(weights + BLOCK_COLUMNS * k + 64);
+        _mm_prefetch((const char *)(weights + fetched + BLOCK_COLUMNS * k), _MM_HINT_T1);
+        _mm_prefetch((const char *)(weights + fetched + BLOCK_COLUMNS * k + 64), _MM_HINT_T1);
 #pragma GCC unroll 8
         for (int r = 0; r < count; r++) {
             int32_t four;
@@ -69,7 +71,7 @@ ALWAYS_INLINE void group(const Matrix *matrix, const Rows *rows, int64_t row, co
 
 #define CASE(n)                                      \
     case n:                                          \
-        group(matrix, rows, row, n, block, target);  \
+        group(matrix, rows, row, n, block, fetched, target); \
         break;
 
 void multiply(const Matrix *matrix, const Rows *rows, int64_t begin, int64_t end, int64_t first, int64_t last,
@@ -79,6 +81,8 @@ void multiply(const Matrix *matrix, const Rows *rows, int64_t begin, int64_t end
         for (int64_t index = 0; index < groups; index++) {
             /* Groups of nearly equal size: a last one of a single row would wait for its weights. */
             int64_t row = begin + (end - begin) * index / groups;
+            /* The first rows of a block fetch the weights of the one after the next into the second cache. */
+            int64_t fetched = index == 0 ? 2 * BLOCK_COLUMNS * matrix->depth : 0;
             switch (begin + (end - begin) * (index + 1) / groups - row) {
                 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
             }
