@@ -6,6 +6,7 @@ Enters: int8 matrices and vectors. Leaves: ctypes structures, with the tensors t
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -93,19 +94,28 @@ def gates_beside_ups(gate_up: Tensor) -> Tensor:
 
 
 def product(library: ctypes.CDLL, rows: Tensor, weight: Tensor) -> Tensor:
-    """rows int8 [T, K] times weight int8 [N, K] transposed, by the kernels: float32 [T, N], for checks and tests."""
-    columns = rows.shape[1]
-    held = F.pad(rows, [0, -columns % 64])
+    """rows int8 [T, K] times weight int8 [N, K] transposed, on this thread: float32 [T, N], for checks and tests."""
+    return product_run(library, rows, weight)()
+
+
+def product_run(library: ctypes.CDLL, rows: Tensor, weight: Tensor) -> Callable[[], Tensor]:
+    """`product`, prepared: each call computes it again, into the same tensor."""
+    held = F.pad(rows, [0, -rows.shape[1] % 64])
     sums = rows.sum(1, dtype=torch.int32)
     ones, out = torch.ones(rows.shape[0]), torch.empty(rows.shape[0], weight.shape[0])
-    matrix, _owned = packed(weight, torch.ones(weight.shape[0]))
-    library.multiply(
+    matrix, owned = packed(weight, torch.ones(weight.shape[0]))
+    arguments = (
         ctypes.byref(matrix),
         ctypes.byref(Rows(held.data_ptr(), held.shape[1], ones.data_ptr(), sums.data_ptr())),
         *(_INT(0), _INT(rows.shape[0]), _INT(0), _INT(matrix.blocks)),
         ctypes.byref(Target(0, out.data_ptr(), None, out.shape[1], out.shape[1])),
     )
-    return out
+
+    def run(owned: tuple[Tensor, ...] = (*owned, held, sums, ones)) -> Tensor:
+        library.multiply(*arguments)
+        return out
+
+    return run
 
 
 def self_check(library: ctypes.CDLL) -> bool:
