@@ -12,21 +12,22 @@ and warmed up again, and is forgiven once.
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
 import traceback
 from concurrent.futures import Future
+from typing import cast
 
 import numpy as np
 
+from onebeat.engine.arguments import check_deadline, flag
 from onebeat.engine.errors import DeadlineError, InputError, StoppedError
 from onebeat.engine.parts import EngineParts, Report
 from onebeat.engine.prefix_cache import block_keys
 from onebeat.engine.records import Prompt, Scores
 from onebeat.engine.snapshot import EngineSnapshot, Meter
-from onebeat.engine.tickets import Ending, Ticket, TicketBook, stopped
+from onebeat.engine.tickets import Counted, Ending, Ticket, TicketBook, stopped
 from onebeat.engine.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -80,22 +81,16 @@ class Engine:
     def submit(self, prompt: Prompt, *, deadline_ms: float | None = None, features: bool = False) -> Future[Scores]:
         """A future of the prompt's scores (n = 1). `deadline_ms` counts from now; cancelling it drops the prompt.
 
-        Raises at once: `OverloadedError`, `StoppedError`, `DeadlineError` for a deadline that is not ahead. The future
-        raises `DeadlineError`, `InputError` and `StoppedError`.
+        Raises at once: `OverloadedError`, `StoppedError`, `DeadlineError` for a deadline that is not ahead and
+        `InputError` for one that is no number. The future raises `DeadlineError`, `InputError` and `StoppedError`.
         """
         return self.accept(prompt, deadline_ms=deadline_ms, features=features).future
 
     def accept(self, prompt: Prompt, *, deadline_ms: float | None = None, features: bool = False) -> Ticket:
         """As `submit`; the ticket can be expired."""
-        now = now_ms()
-        due_ms = None
-        if deadline_ms is not None:
-            if math.isnan(deadline_ms):
-                raise InputError("deadline_ms is NaN; it must be a number of milliseconds from now, or None.")
-            if deadline_ms <= 0:
-                raise DeadlineError(f"the deadline lies {-deadline_ms:g} ms in the past; give one that lies ahead.")
-            due_ms = now + deadline_ms
-        ticket = self._book.accept(prompt, now, due_ms, features)
+        allowed_ms, now = check_deadline(deadline_ms), now_ms()
+        due_ms = None if allowed_ms is None else now + allowed_ms
+        ticket = self._book.accept(prompt, now, due_ms, flag("features", features))
         ticket.future.add_done_callback(lambda future: self._drop_if_cancelled(ticket, future))
         self._to_prepare.put(ticket)
         return ticket
@@ -177,8 +172,7 @@ class Engine:
         if not 1 <= tokens <= longest:
             raise InputError(f"the prompt has {tokens} tokens to compute; this router takes 1 to {longest}, cut it.")
         chunk_tokens = self._parts.limits.chunk_tokens
-        ticket.token_ids = prepared.token_ids
-        ticket.prompt_tokens, ticket.cut_tokens = prepared.prompt_tokens, prepared.cut_tokens
+        ticket.take(cast(Counted, prepared))
         if tokens > chunk_tokens and self._parts.keep_blocks:
             ids = np.asarray(prepared.token_ids, dtype=np.int64)
             ticket.keys = block_keys(ids, chunk_tokens, self._parts.fingerprint)

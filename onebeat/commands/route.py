@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints one decision per prompt to standard output. Returns 2 when a line of `--jsonl` could not be decided."""
-    from onebeat.engine.decision import check_dial
+    from onebeat.engine.arguments import check_dial
 
     # What is wrong with the arguments is said before the seconds that loading takes.
     check_dial(args.tradeoff, args.min_quality, args.max_cost_usd)
