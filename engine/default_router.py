@@ -12,11 +12,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from onebeat.engine.errors import FetchError
+from onebeat.engine.router_files import HEAD_FILES
 
 BACKBONE = "smollm2-135m-instruct-q4_1-v1"
 """The backbone and the version of its conversion: a new conversion gets a new folder, never half of an old one."""
 
-HEAD_FILES = ("router.json", "router_head.safetensors")
 BACKBONE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 
 PACKAGED_HEAD = files("onebeat") / "default_router"

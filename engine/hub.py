@@ -11,20 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onebeat.engine.errors import ConfigError, FetchError
+from onebeat.engine.router_files import HEAD_FILES, TEXT_FILES, WEIGHT_PATTERNS
 from onebeat.engine.strict_json import shown
 
 PREFIX = "hf:"
 WHAT_A_ROUTER_IS = 'give a router\'s folder, "default", or hf:org/name for one on the hub'
-WANTED = (
-    "config.json",
-    "router.json",
-    "tokenizer*.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "router_head.safetensors",
-)
+WANTED = (*TEXT_FILES, *HEAD_FILES, *WEIGHT_PATTERNS)
 """At the top of the repository. The hub's own filter lets `*` match a slash, so folders are left out by `IGNORED`."""
 IGNORED = ("*/*", "*.bin", "*.pt", "*.pkl")
 
@@ -56,9 +48,7 @@ class HubReference:
         return cls(repository, pinned or revision)
 
 
-def router_folder(
-    source: str | Path, *, revision: str | None = None, cache_folder: str | Path | None = None
-) -> Path:
+def router_folder(source: str | Path, *, revision: str | None = None, cache_folder: str | Path | None = None) -> Path:
     """The folder of `source`: "default", "hf:org/name@revision", or a path.
 
     Raises `FetchError` when it is not here and cannot be fetched, and `ConfigError` for a source that means nothing.

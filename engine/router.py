@@ -35,6 +35,7 @@ from onebeat.engine.quantize import FORMAT as INT8_FORMAT
 from onebeat.engine.quantize import load_int8_backbone
 from onebeat.engine.records import Column, Prompt, Scores, Timing
 from onebeat.engine.router_config import RouterConfig
+from onebeat.engine.router_files import HEAD_FILES, TEXT_FILES
 from onebeat.engine.runner import Runner
 from onebeat.engine.strict_json import nearest, shown
 from onebeat.engine.tokens import Prepared, PromptTokenizer
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from onebeat.engine.live import LiveRouter
 
 PRECISIONS = ("auto", "int8", "bfloat16", "float32")
-FINGERPRINTED = ("router.json", "router_head.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -308,7 +308,7 @@ def _backbone(
 
 def _fingerprint(folder: Path, weights: Weights | Int8File, precision: str, device: str) -> str:
     digest = hashlib.sha256(f"{weights.sha256} {precision} {INT8_FORMAT} {device}".encode())
-    for name in FINGERPRINTED:
+    for name in (*HEAD_FILES, *TEXT_FILES):
         path = folder / name
         digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
     return digest.hexdigest()[:32]
