@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,13 +24,14 @@ PACKAGED_HEAD = files("onebeat") / "default_router"
 """The head that this version of onebeat ships."""
 
 
-def _cache_folder() -> Path:
-    if own := os.environ.get("ONEBEAT_HOME"):
+def cache_folder_of(environment: Mapping[str, str]) -> Path:
+    """Where everything that onebeat keeps lies, by these variables."""
+    if own := environment.get("ONEBEAT_HOME"):
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "onebeat"
+    return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "onebeat"
 
 
-CACHE_FOLDER = _cache_folder()
+CACHE_FOLDER = cache_folder_of(os.environ)
 """`$ONEBEAT_HOME`, else `$XDG_CACHE_HOME/onebeat`, else `~/.cache/onebeat`."""
 
 
