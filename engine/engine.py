@@ -159,8 +159,8 @@ class Engine:
                 continue
             try:
                 self._prepare(ticket)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this prompt's caller alone
-                self._book.end(ticket, Ending.FAILED, error)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to this prompt's caller alone
+                self._book.end(ticket, Ending.FAILED, _for_the_caller(error))
                 self._worker.wake()
             else:
                 self._worker.tell_prepared(ticket)
@@ -203,6 +203,16 @@ class Engine:
     def _mark_ready(self) -> None:
         self._ready = self._healthy = True
         self._settled.set()
+
+
+def _for_the_caller(error: BaseException) -> Exception:
+    """`error` as a future can carry it. A panic of the tokenizer's Rust is no `Exception`, and raised as it is it would
+    end an event loop; a `StopIteration` is one that no awaitable may raise."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    told = InputError(f"the prompt could not be prepared ({type(error).__name__}: {error}); send another text.")
+    told.__cause__ = error
+    return told
 
 
 def now_ms() -> float:

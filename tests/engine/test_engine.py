@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
@@ -15,9 +16,10 @@ import pytest
 
 from onebeat.engine.engine import Engine
 from onebeat.engine.errors import CheckpointError, DeadlineError, EngineError, InputError, OverloadedError, StoppedError
+from onebeat.engine.mailbox import Mailbox
 from onebeat.engine.parts import Array
 from onebeat.engine.records import Scores
-from tests.engine.fake_model import CHUNK_TOKENS, FakeModel, engine_of
+from tests.engine.fake_model import CHUNK_TOKENS, FakeModel, Prepared, engine_of, prepare
 
 SOON_S = 5.0
 
@@ -123,6 +125,32 @@ def test_an_exception_in_one_prompt_s_preparation_touches_only_its_caller() -> N
             futures[1].result(SOON_S)
         assert [value(futures[0]), value(futures[2])] == [3.0, 3.0]
         assert engine.healthy and engine.snapshot().failed == 1
+
+
+class Panic(BaseException):
+    """As the tokenizer's Rust panics: no `Exception`."""
+
+
+@pytest.mark.parametrize("error", [Panic("index out of bounds"), StopIteration(), KeyboardInterrupt()])
+def test_whatever_preparation_raises_is_told_to_its_caller_and_the_tokenizer_s_thread_lives_on(
+    error: BaseException,
+) -> None:
+    def broken(prompt: object) -> Prepared:
+        if prompt == "bad":
+            raise error
+        return prepare(prompt)
+
+    async def on_a_loop(engine: Engine) -> None:
+        mailbox: Mailbox[Scores] = Mailbox(asyncio.get_running_loop())
+        waiters = [mailbox.expect(engine.submit(prompt)) for prompt in ("bad", "3", "bad", "4")]
+        done = await asyncio.wait_for(asyncio.gather(*waiters, return_exceptions=True), SOON_S)
+        assert [type(outcome) for outcome in done] == [InputError, Scores] * 2
+
+    with running(FakeModel(), prepare=broken, tokenizer_threads=1) as engine:
+        with pytest.raises(InputError, match=rf"could not be prepared \({type(error).__name__}"):
+            engine.submit("bad").result(SOON_S)
+        asyncio.run(on_a_loop(engine))
+        assert engine.healthy and engine.snapshot().failed == 3
 
 
 def test_scores_that_are_no_numbers_fail_alone() -> None:

@@ -31,7 +31,7 @@ errors in all but that one."""
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Two float models in turns: on a busy machine, teams of threads that wait for each other take ten times as long."""
+    """Two float models in turns: on a busy machine, teams of threads that wait for each other take ten times longer."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
