@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onebeat.engine.router_files import HEAD_FILES, TEXT_FILES
+from onebeat.engine.strict_json import shown
 
 if TYPE_CHECKING:
     from onebeat.engine.quantize import MatrixError
+    from onebeat.engine.tokens import PromptTokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         layers = config.layers if router is None else router.last_layer
         weights = Weights(src, config, layers)
         tokenizer = PromptTokenizer(src, template="{prompt}", vocab_size=config.vocab_size)
-        prompts = [tokenizer.prepare(text).token_ids for text in texts]
+        prompts = [_token_ids(tokenizer, text) for text in texts]
         classifier = weights.raw(CLASSIFIER)
         others = {} if classifier is None else {CLASSIFIER: classifier}
         print(f"{'matrix':<28}{'int8 error':>12}{'unsmoothed':>12}")
@@ -80,6 +82,15 @@ def run(args: argparse.Namespace) -> int:
         f"{said}; {megabytes:.0f} MB."
     )
     return 0
+
+
+def _token_ids(tokenizer: PromptTokenizer, text: str) -> list[int]:
+    from onebeat.engine.errors import InputError
+
+    try:
+        return tokenizer.prepare(text).token_ids
+    except InputError as error:
+        raise InputError(f"the calibration prompt {shown(text)} cannot be used: {error}") from None
 
 
 def _texts(path: Path | None) -> list[str]:
