@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import Writer
+from onebeat.engine import stepper
 from onebeat.engine.errors import DeadlineError, OnebeatError
 from onebeat.engine.live import LiveRouter
-from onebeat.engine.options import EngineOptions
+from onebeat.engine.paged_cache import PagedCache
 from onebeat.engine.router import Router
+from onebeat.engine.runner import Runner
 
 PROMPTS_OF_AN_HOUR = 3600
 SHARE_OF_CAPACITY = 0.7
@@ -31,21 +33,29 @@ FLAT_SHARE = 0.02
 """Growth of resident memory, after the first tenth, that counts as flat."""
 
 
+class WrittenCache(PagedCache):
+    """Every block is in memory from the start."""
+
+    def __init__(self, runner: Runner, blocks: int) -> None:
+        super().__init__(runner, blocks)
+        for part in (*self.keys, *self.values):
+            part.zero_()
+
+
 async def soak(router: Router, per_s: float, seed: int, seconds: float) -> dict[str, Any]:
     """Traffic of up to a prompt a second for an hour in `seconds`; a fifth give up, a third have a deadline."""
     dice, writer = random.Random(seed), Writer(router, seed)
     # Compressed no further than the machine can follow.
     mix = [prompt for prompt, _ in writer.mix(round(min(PROMPTS_OF_AN_HOUR, SHARE_OF_CAPACITY * per_s * seconds)))]
-    longest = [writer.prompt(router.max_prompt_tokens) for _ in range(EngineOptions().working_prompts)]
-    async with router.serve(queue_prompts=len(mix) + len(longest)) as live:
-        await asyncio.gather(*(live.score(prompt) for prompt in longest))
-        before, began = live.snapshot(), time.perf_counter()
+    stepper.PagedCache = WrittenCache  # type: ignore[misc]
+    async with router.serve(queue_prompts=len(mix)) as live:
+        began = time.perf_counter()
         ends, rss = await _arrivals(live, mix, dice, seconds)
         took_s, after = time.perf_counter() - began, live.snapshot()
     endings = Counter(how for ending in ends for how in ending)
     names = ("answered", "deadline_misses", "cancelled", "failed")
-    ended = sum(getattr(after, name) - getattr(before, name) for name in names)
-    accepted, growth = after.accepted - before.accepted, max(rss[1:]) - rss[1]
+    ended, accepted = sum(getattr(after, name) for name in names), after.accepted
+    growth = max(rss[1:]) - rss[1]
     row = {
         "prompts": len(mix),
         "seconds": round(took_s),
