@@ -15,8 +15,6 @@ import asyncio
 import json
 import os
 import platform
-import random
-import resource
 import statistics
 import sys
 import time
@@ -27,9 +25,8 @@ import numpy as np
 import torch
 
 from bench.load import Outcome, Writer, all_at_once_s, open_loop, solo_ms
+from bench.soak import soak
 from bench.stub import stubbed_overhead_us
-from onebeat.engine.errors import DeadlineError
-from onebeat.engine.live import LiveRouter
 from onebeat.engine.plan import Order
 from onebeat.engine.router import Router
 
@@ -128,59 +125,6 @@ async def prefix(router: Router, seed: int) -> Row:
         "speedup": round(rates["with"] / rates["without"], 2),
         "target": ">= 6",
     }
-
-
-async def soak(router: Router, per_s: float, seed: int, seconds: float) -> Row:
-    """An hour's traffic of up to one prompt a second in `seconds`, a fifth cancelled, a third with deadlines."""
-    dice, writer = random.Random(seed), Writer(router, seed)
-    # Compressed no further than the machine can follow: at most 0.7 of its capacity.
-    mix = writer.mix(round(min(3600.0, 0.7 * per_s * seconds)))
-    endings = dict.fromkeys(("answered", "deadline", "cancelled"), 0)
-    rss = [_rss_mebibytes()]
-
-    async def one(live: LiveRouter, prompt: str, fate: float) -> None:
-        deadline_ms = dice.choice((30.0, 100.0, 1000.0)) if fate > 0.67 else None
-        try:
-            await live.score(prompt, deadline_ms=deadline_ms)
-            endings["answered"] += 1
-        except DeadlineError:
-            endings["deadline"] += 1
-        except asyncio.CancelledError:
-            endings["cancelled"] += 1
-
-    async with router.serve(queue_prompts=4000) as live:
-        began, tasks = time.perf_counter(), set[asyncio.Task[None]]()
-        for index, (prompt, _) in enumerate(mix):
-            await asyncio.sleep(max(0.0, index * seconds / len(mix) - (time.perf_counter() - began)))
-            task = asyncio.create_task(one(live, prompt, dice.random()))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            if dice.random() < 0.2:
-                asyncio.get_running_loop().call_later(dice.random() * 0.1, task.cancel)
-            if (index + 1) % (len(mix) // 10) == 0:
-                rss.append(_rss_mebibytes())
-        await asyncio.gather(*list(tasks), return_exceptions=True)
-        took_s, snapshot = time.perf_counter() - began, live.snapshot()
-    ended = snapshot.answered + snapshot.deadline_misses + snapshot.cancelled + snapshot.failed
-    print(f"soak: {took_s:.0f} s, {endings}, memory by tenths {rss} MiB")
-    # A task cancelled before its first step never reached the engine; nobody else may be missing.
-    return {
-        "prompts": len(mix),
-        "seconds": round(took_s),
-        **endings,
-        "never_sent": len(mix) - sum(endings.values()),
-        "accepted": snapshot.accepted,
-        "ended_by_the_engine": ended,
-        "every_caller_answered_once": ended == snapshot.accepted == sum(endings.values()),
-        "rss_mebibytes_by_tenths": rss,
-        "growth_after_first_tenth_mebibytes": rss[-1] - rss[1],
-        "target": "flat after the first tenth; everybody answered exactly once",
-    }
-
-
-def _rss_mebibytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return round(pages * resource.getpagesize() / 2**20)
 
 
 async def run(options: argparse.Namespace, router: Router, results: Row) -> None:

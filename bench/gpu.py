@@ -1,7 +1,7 @@
 """The GPU bench, in one call: the card's ceilings, whether every kernel is right, how fast each is, and a 7B router.
 
     python bench/gpu.py                          everything, under eight minutes
-    python bench/gpu.py --sections kernels       one part: ceilings (always), correct, kernels, model
+    python bench/gpu.py --sections kernels       one part: ceilings (always), correct, kernels, model, start
     python bench/gpu.py --dry-run                every code path at tiny sizes on the CPU; its times mean nothing
 
 Needs the source tree, and a Python with torch and Triton (transformers too, for the model's baselines). Prints the
@@ -36,11 +36,12 @@ if not torch.cuda.is_available():
 import gpu_cases  # noqa: E402
 import gpu_correct  # noqa: E402
 import gpu_model  # noqa: E402
+import gpu_start  # noqa: E402
 import gpu_timing  # noqa: E402
 
 from onebeat.kernels import backend, shapes  # noqa: E402
 
-SECTIONS = ("correct", "kernels", "model")
+SECTIONS = ("correct", "kernels", "model", "start")
 DRY_SHAPE = shapes.ModelShape("dry run", 64, 3, 1, 64, 96, 2, 128, qkv_bias=True)
 
 
@@ -193,6 +194,11 @@ def main() -> int:
         share = 0.5 if "kernels" in args.sections else 1.0
         until = time.monotonic() + share * (deadline - time.monotonic())
         report["model"] = run_model(shape, args, ceilings, until)
+        report["verdicts"] = gpu_model.verdicts(report["model"])
+        gpu_model.show_verdicts(report["verdicts"])
+    if "start" in args.sections:
+        report["start"] = gpu_start.start_lines(shape, device, ROOT)
+        gpu_start.show(report["start"])
     if "kernels" in args.sections:
         lengths = [7, 33] if args.dry_run else packed_lengths()
         everything = list(gpu_cases.cases(make, shape, tokens, lengths))

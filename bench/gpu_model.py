@@ -24,6 +24,12 @@ from onebeat.kernels.shapes import ModelShape
 
 PROMPTS = ([128], [512], [2048], [128] * 64)
 COLUMNS = 16
+TARGET_MS = {(1, 128): 2.4, (1, 512): 6.5, (1, 2048): 26.0, (64, 128): 95.0}
+"""To reach, medians on an H200."""
+FASTER_TARGET = 1.6
+"""Than the best bf16 baseline of the same run, at each length."""
+MEMORY_TARGET_BYTES = 9e9
+OURS = "onebeat int8"
 
 
 def config_of(shape: ModelShape) -> BackboneConfig:
@@ -176,7 +182,7 @@ def model_lines(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One record for each implementation and length; an implementation that cannot run says why."""
     lines: dict[str, Callable[[], Callable[[list[int]], Callable[[], Tensor]]]] = {
-        "onebeat int8": lambda: onebeat_calls(shape, device),
+        OURS: lambda: onebeat_calls(shape, device),
         "transformers bf16 SDPA": lambda: transformers_calls(shape, device, compiled=False),
         "transformers bf16 SDPA, torch.compile": lambda: transformers_calls(shape, device, compiled=True),
     }
@@ -205,6 +211,39 @@ def model_lines(
             del make
         except (RuntimeError, ImportError, TypeError, ValueError, AttributeError) as error:
             yield {"name": name, "why_not": f"{type(error).__name__}: {str(error)[:300]}"}
+
+
+def verdicts(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each length: ours, the best baseline's, how many times faster, the memory, and what was to be reached."""
+    found = []
+    measured = [line for line in lines if "why_not" not in line]
+    for ours in (line for line in measured if line["name"] == OURS):
+        size = (ours["prompts"], ours["prompt_tokens"])
+        others = [
+            line for line in measured if line["name"] != OURS and (line["prompts"], line["prompt_tokens"]) == size
+        ]
+        best = min(others, key=lambda line: line["median_us"], default=None)
+        found.append({
+            "prompts": size[0], "prompt_tokens": size[1], "median_ms": round(ours["median_us"] / 1e3, 3),
+            "floor_ms": round(ours["floor_us"] / 1e3, 3), "target_ms": TARGET_MS.get(size),
+            "best_baseline": best and best["name"],
+            "times_faster": best and round(best["median_us"] / ours["median_us"], 3), "target_times": FASTER_TARGET,
+            "memory_bytes": ours["memory_bytes"], "target_memory_bytes": MEMORY_TARGET_BYTES,
+        })  # fmt: skip
+    return found
+
+
+def show_verdicts(rows: list[dict[str, Any]]) -> None:
+    """One row a length."""
+    for row in rows:
+        beside = "no baseline" if row["best_baseline"] is None else (
+            f"{row['times_faster']:.2f} times faster than {row['best_baseline']} (to reach {row['target_times']})"
+        )  # fmt: skip
+        target = "" if row["target_ms"] is None else f" (to reach {row['target_ms']:.1f})"
+        memory = "" if row["memory_bytes"] is None else f", {row['memory_bytes'] / 1e9:.2f} GB (to reach 9)"
+        print(
+            f"{row['prompts']:3} x {row['prompt_tokens']:5} tokens: {row['median_ms']:.2f} ms{target}, {beside}{memory}"
+        )
 
 
 def floor_us(shape: ModelShape, tokens: int, ceilings: dict[str, float]) -> float:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onebeat.engine.errors import ConstraintError, InputError
+from onebeat.engine.arguments import check_dial
+from onebeat.engine.errors import ConstraintError
 from onebeat.engine.records import Timing
 
 HOPELESS_SHARE = 0.5
@@ -117,7 +118,7 @@ def choose(
         fitting[0].model,
         reason,
         tuple(weighed),
-        tradeoff,
+        float(tradeoff),
         prompt_tokens,
         cut_tokens,
         timing if timing else Timing(),
@@ -138,16 +139,6 @@ def explain(fitting: Sequence[Candidate], tradeoff: float) -> str:
     if winner is best:
         return won + f", the best; {cheapest.model} would cost ${cheapest.cost_usd:.6f} at {cheapest.quality:.2f}."
     return won + f"; {best.model} would reach {best.quality:.2f} for ${best.cost_usd:.6f}."
-
-
-def check_dial(tradeoff: float, min_quality: float | None, max_cost_usd: float | None) -> None:
-    """Raises `InputError` where a dial is not a number in its range."""
-    if not 0.0 <= tradeoff <= 1.0:
-        raise InputError(f"tradeoff is {tradeoff}; it runs from 0 (cheapest that is not hopeless) to 1 (best).")
-    if min_quality is not None and not 0.0 <= min_quality <= 1.0:
-        raise InputError(f"min_quality is {min_quality}; predicted quality runs from 0 to 1.")
-    if max_cost_usd is not None and not max_cost_usd >= 0.0:
-        raise InputError(f"max_cost_usd is {max_cost_usd}; it must be zero or more dollars.")
 
 
 def _ruled_out(

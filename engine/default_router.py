@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 from onebeat.engine.errors import FetchError
+from onebeat.engine.router_files import HEAD_FILES
 
 BACKBONE = "smollm2-135m-instruct-q4_1-v1"
 """The backbone and the version of its conversion: a new conversion gets a new folder, never half of an old one."""
 
-HEAD_FILES = ("router.json", "router_head.safetensors")
 BACKBONE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 
 PACKAGED_HEAD = files("onebeat") / "default_router"
 """The head that this version of onebeat ships."""
 
 
-def _cache_folder() -> Path:
-    if own := os.environ.get("ONEBEAT_HOME"):
+def cache_folder_of(environment: Mapping[str, str]) -> Path:
+    """Where everything that onebeat keeps lies, by these variables."""
+    if own := environment.get("ONEBEAT_HOME"):
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "onebeat"
+    return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "onebeat"
 
 
-CACHE_FOLDER = _cache_folder()
+CACHE_FOLDER = cache_folder_of(os.environ)
 """`$ONEBEAT_HOME`, else `$XDG_CACHE_HOME/onebeat`, else `~/.cache/onebeat`."""
 
 

@@ -12,21 +12,22 @@ and warmed up again, and is forgiven once.
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
 import traceback
 from concurrent.futures import Future
+from typing import cast
 
 import numpy as np
 
+from onebeat.engine.arguments import check_deadline, flag
 from onebeat.engine.errors import DeadlineError, InputError, StoppedError
 from onebeat.engine.parts import EngineParts, Report
 from onebeat.engine.prefix_cache import block_keys
 from onebeat.engine.records import Prompt, Scores
 from onebeat.engine.snapshot import EngineSnapshot, Meter
-from onebeat.engine.tickets import Ending, Ticket, TicketBook, stopped
+from onebeat.engine.tickets import Counted, Ending, Ticket, TicketBook, stopped
 from onebeat.engine.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -80,22 +81,16 @@ class Engine:
     def submit(self, prompt: Prompt, *, deadline_ms: float | None = None, features: bool = False) -> Future[Scores]:
         """A future of the prompt's scores (n = 1). `deadline_ms` counts from now; cancelling it drops the prompt.
 
-        Raises at once: `OverloadedError`, `StoppedError`, `DeadlineError` for a deadline that is not ahead. The future
-        raises `DeadlineError`, `InputError` and `StoppedError`.
+        Raises at once: `OverloadedError`, `StoppedError`, `DeadlineError` for a deadline that is not ahead and
+        `InputError` for one that is no number. The future raises `DeadlineError`, `InputError` and `StoppedError`.
         """
         return self.accept(prompt, deadline_ms=deadline_ms, features=features).future
 
     def accept(self, prompt: Prompt, *, deadline_ms: float | None = None, features: bool = False) -> Ticket:
         """As `submit`; the ticket can be expired."""
-        now = now_ms()
-        due_ms = None
-        if deadline_ms is not None:
-            if math.isnan(deadline_ms):
-                raise InputError("deadline_ms is NaN; it must be a number of milliseconds from now, or None.")
-            if deadline_ms <= 0:
-                raise DeadlineError(f"the deadline lies {-deadline_ms:g} ms in the past; give one that lies ahead.")
-            due_ms = now + deadline_ms
-        ticket = self._book.accept(prompt, now, due_ms, features)
+        allowed_ms, now = check_deadline(deadline_ms), now_ms()
+        due_ms = None if allowed_ms is None else now + allowed_ms
+        ticket = self._book.accept(prompt, now, due_ms, flag("features", features))
         ticket.future.add_done_callback(lambda future: self._drop_if_cancelled(ticket, future))
         self._to_prepare.put(ticket)
         return ticket
@@ -164,8 +159,8 @@ class Engine:
                 continue
             try:
                 self._prepare(ticket)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this prompt's caller alone
-                self._book.end(ticket, Ending.FAILED, error)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to this prompt's caller alone
+                self._book.end(ticket, Ending.FAILED, _for_the_caller(error))
                 self._worker.wake()
             else:
                 self._worker.tell_prepared(ticket)
@@ -177,8 +172,7 @@ class Engine:
         if not 1 <= tokens <= longest:
             raise InputError(f"the prompt has {tokens} tokens to compute; this router takes 1 to {longest}, cut it.")
         chunk_tokens = self._parts.limits.chunk_tokens
-        ticket.token_ids = prepared.token_ids
-        ticket.prompt_tokens, ticket.cut_tokens = prepared.prompt_tokens, prepared.cut_tokens
+        ticket.take(cast(Counted, prepared))
         if tokens > chunk_tokens and self._parts.keep_blocks:
             ids = np.asarray(prepared.token_ids, dtype=np.int64)
             ticket.keys = block_keys(ids, chunk_tokens, self._parts.fingerprint)
@@ -209,6 +203,16 @@ class Engine:
     def _mark_ready(self) -> None:
         self._ready = self._healthy = True
         self._settled.set()
+
+
+def _for_the_caller(error: BaseException) -> Exception:
+    """`error` as a future can carry it. A panic of the tokenizer's Rust is no `Exception`, and raised as it is it would
+    end an event loop; a `StopIteration` is one that no awaitable may raise."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    told = InputError(f"the prompt could not be prepared ({type(error).__name__}: {error}); send another text.")
+    told.__cause__ = error
+    return told
 
 
 def now_ms() -> float:

@@ -11,18 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onebeat.engine.errors import ConfigError, FetchError
+from onebeat.engine.router_files import HEAD_FILES, TEXT_FILES, WEIGHT_PATTERNS
+from onebeat.engine.strict_json import shown
 
 PREFIX = "hf:"
-WANTED = (
-    "config.json",
-    "router.json",
-    "tokenizer*.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "router_head.safetensors",
-)
+WHAT_A_ROUTER_IS = 'give a router\'s folder, "default", or hf:org/name for one on the hub'
+WANTED = (*TEXT_FILES, *HEAD_FILES, *WEIGHT_PATTERNS)
 """At the top of the repository. The hub's own filter lets `*` match a slash, so folders are left out by `IGNORED`."""
 IGNORED = ("*/*", "*.bin", "*.pt", "*.pkl")
 
@@ -38,33 +32,49 @@ class HubReference:
     def parse(cls, source: str, revision: str | None = None) -> HubReference:
         """Raises `ConfigError` for a malformed reference, or two different revisions."""
         repository, _, pinned = source.removeprefix(PREFIX).partition("@")
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", repository):
-            raise ConfigError(f"{source!r} is not a repository of the hub; write hf:org/name or hf:org/name@revision.")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", repository, re.ASCII):
+            raise ConfigError(
+                f"{shown(source)} is not a repository of the hub; write hf:org/name or hf:org/name@revision."
+            )
         if "@" in source and not pinned:
-            raise ConfigError(f"{source!r} has no revision after the @; write a branch, a tag or a commit.")
+            raise ConfigError(f"{shown(source)} has no revision after the @; write a branch, a tag or a commit.")
+        for asked in (pinned or None, revision):
+            if asked is not None and not re.fullmatch(r"[\w.][\w./+-]{0,254}", asked, re.ASCII):
+                raise ConfigError(f"revision is {shown(asked)}; write a branch, a tag or a commit.")
         if pinned and revision is not None and pinned != revision:
-            raise ConfigError(f"{source!r} pins revision {pinned!r} and revision is {revision!r}; give one of them.")
+            raise ConfigError(
+                f"{shown(source)} pins revision {pinned!r} and revision is {revision!r}; give one of them."
+            )
         return cls(repository, pinned or revision)
 
 
-def router_folder(source: str | Path, *, revision: str | None = None, cache_folder: Path | None = None) -> Path:
+def router_folder(source: str | Path, *, revision: str | None = None, cache_folder: str | Path | None = None) -> Path:
     """The folder of `source`: "default", "hf:org/name@revision", or a path.
 
     Raises `FetchError` when it is not here and cannot be fetched, and `ConfigError` for a source that means nothing.
     """
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise ConfigError(f"the router is {shown(source)}; {WHAT_A_ROUTER_IS}.")
+    if not isinstance(revision, str | None):
+        raise ConfigError(f"revision is {shown(revision)}; write a branch, a tag or a commit.")
+    if not isinstance(cache_folder, str | Path | None):
+        raise ConfigError(f"cache_dir is {shown(cache_folder)}; give the path of a folder.")
     if isinstance(source, str) and source.startswith(PREFIX):
-        return fetch(HubReference.parse(source, revision), cache_folder=cache_folder)
+        where = Path(cache_folder) if cache_folder else None
+        return fetch(HubReference.parse(source, revision), cache_folder=where)
     if revision is not None:
-        raise ConfigError(f"revision is {revision!r} and {str(source)!r} is not on the hub; write hf:org/name for one.")
+        raise ConfigError(f"revision is {revision!r} and {shown(source)} is not on the hub; write hf:org/name for one.")
     if source == "default":
         from onebeat.engine.default_router import default_router_folder
 
         return default_router_folder()
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(
-            f'{str(source)!r} is not a folder; give a router\'s folder, "default", or hf:org/name for one on the hub.'
-        )
+    try:
+        folder = Path(source).expanduser()
+        is_folder = folder.is_dir()
+    except (OSError, ValueError, RuntimeError):  # A name too long for a file system, a user whom nobody knows.
+        is_folder = False
+    if not is_folder:
+        raise ConfigError(f"{shown(str(source))} is not a folder; {WHAT_A_ROUTER_IS}.")
     return folder
 
 

@@ -12,8 +12,10 @@ from types import TracebackType
 from typing import Protocol
 
 from onebeat.engine import openmp
-from onebeat.engine.decision import Decision, check_dial
+from onebeat.engine.arguments import check_deadline, check_dial, check_models
+from onebeat.engine.decision import Decision
 from onebeat.engine.engine import Engine
+from onebeat.engine.errors import ConfigError
 from onebeat.engine.mailbox import Mailbox
 from onebeat.engine.options import EngineOptions
 from onebeat.engine.paged_cache import PagedCache
@@ -22,6 +24,7 @@ from onebeat.engine.records import Column, Prompt, Scores
 from onebeat.engine.runner import Runner
 from onebeat.engine.snapshot import EngineSnapshot
 from onebeat.engine.stepper import Stepper
+from onebeat.engine.strict_json import shown
 
 
 class Scorer(Protocol):
@@ -79,7 +82,12 @@ class LiveRouter:
     def __init__(
         self, router: Servable, *, progress: Callable[[int, int, str], None] | None = None, **options: object
     ) -> None:
-        """`options` are `EngineOptions`; `progress` is called as (done, total, what) by the warming-up thread."""
+        """`options` are `EngineOptions`; `progress` is called as (done, total, what) by the warming-up thread.
+
+        Raises `ConfigError` for an option that is unknown, or is not what it must be.
+        """
+        if progress is not None and not callable(progress):
+            raise ConfigError(f"progress is {shown(progress)}; it must be a function of (done, total, what), or None.")
         self._router = router
         self._options = EngineOptions.of(options)
         self._engine = Engine(
@@ -128,11 +136,12 @@ class LiveRouter:
         `InputError` for a prompt that cannot be read, `StoppedError` when the engine stops or crashes. Cancelling
         drops the prompt.
         """
-        ticket = self._engine.accept(prompt, deadline_ms=deadline_ms, features=features)
+        allowed_ms = check_deadline(deadline_ms)
+        ticket = self._engine.accept(prompt, deadline_ms=allowed_ms, features=features)
         waiter = self._mailbox.expect(ticket.future)
-        if deadline_ms is None or deadline_ms == float("inf"):
+        if allowed_ms is None:
             return await waiter
-        timer = asyncio.get_running_loop().call_later(deadline_ms / 1000.0, self._engine.expire, ticket)
+        timer = asyncio.get_running_loop().call_later(allowed_ms / 1000.0, self._engine.expire, ticket)
         try:
             return await waiter
         finally:
@@ -150,6 +159,7 @@ class LiveRouter:
     ) -> Decision:
         """As `Router.route`, and as `score` for what it waits and raises."""
         check_dial(tradeoff, min_quality, max_cost_usd)
+        check_models(models, (column.name for column in self._router.columns))
         scores = await self.score(prompt, deadline_ms=deadline_ms)
         return self._router.decide(
             scores, tradeoff=tradeoff, min_quality=min_quality, max_cost_usd=max_cost_usd, models=models

@@ -6,15 +6,28 @@ runner's block size and device. Knows no threads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from onebeat.engine.arguments import flag, number, whole
 from onebeat.engine.errors import ConfigError
 from onebeat.engine.plan import Order, SchedulerLimits
-from onebeat.engine.strict_json import nearest
+from onebeat.engine.strict_json import nearest, shown
 
 MEBIBYTE = 2**20
+WHOLE = {
+    "queue_prompts": 10**7,
+    "working_prompts": 4096,
+    "tokenizer_threads": 256,
+    "step_tokens": 2**17,
+    "light_step_tokens": 2**17,
+    "step_sequences": 4096,
+}
+"""The largest value of each whole number; the least is 1. More would be a slip of the pen, paid for in memory."""
+CHOSEN_BY_DEVICE = ("step_tokens", "light_step_tokens", "step_sequences")
+"""May be None."""
+NUMBERS = {"prefix_cache_mebibytes": 2.0**20, "credit_tokens_per_s": 1e9, "grace_s": 86_400.0}
+"""The largest value of each number; the least is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +56,18 @@ class EngineOptions:
     order: Order = Order.SHORTEST
 
     def __post_init__(self) -> None:
-        for name in ("queue_prompts", "working_prompts", "tokenizer_threads"):
-            self._at_least(name, 1)
-        for name in ("step_tokens", "light_step_tokens", "step_sequences"):
-            if getattr(self, name) is not None:
-                self._at_least(name, 1)
-        for name in ("prefix_cache_mebibytes", "credit_tokens_per_s", "grace_s"):
-            self._at_least(name, 0)
+        for name, largest in WHOLE.items():
+            value = getattr(self, name)
+            if value is not None or name not in CHOSEN_BY_DEVICE:
+                object.__setattr__(self, name, whole(name, value, least=1, largest=largest, error=ConfigError))
+        for name, most in NUMBERS.items():
+            meaning = f"it must be a number of 0 to {most:g}"
+            found = number(name, getattr(self, name), meaning, least=0.0, largest=most, error=ConfigError)
+            object.__setattr__(self, name, found)
+        flag("wait_until_ready", self.wait_until_ready, error=ConfigError)
+        if not isinstance(self.order, Order):
+            known = ", ".join(f"Order.{order.name}" for order in Order)
+            raise ConfigError(f"order is {shown(self.order)}; it must be one of {known} of onebeat.engine.plan.")
 
     @classmethod
     def of(cls, given: Mapping[str, object]) -> EngineOptions:
@@ -83,8 +101,3 @@ class EngineOptions:
     def keep_blocks(self, block_bytes: int) -> int:
         """Blocks that the prefix cache may keep."""
         return int(self.prefix_cache_mebibytes * MEBIBYTE // block_bytes)
-
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-            raise ConfigError(f"{name} is {value!r}; it must be a number of at least {least}.")

@@ -7,6 +7,7 @@ no provider. Thread-safe: nothing changes after loading.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from onebeat.engine.arguments import check_dial, check_models, flag, whole
 from onebeat.engine.calibration import CALIBRATION_TEXTS
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.decision import Decision, Offer, choose, weigh
@@ -33,6 +35,7 @@ from onebeat.engine.quantize import FORMAT as INT8_FORMAT
 from onebeat.engine.quantize import load_int8_backbone
 from onebeat.engine.records import Column, Prompt, Scores, Timing
 from onebeat.engine.router_config import RouterConfig
+from onebeat.engine.router_files import HEAD_FILES, TEXT_FILES
 from onebeat.engine.runner import Runner
 from onebeat.engine.strict_json import nearest, shown
 from onebeat.engine.tokens import Prepared, PromptTokenizer
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
     from onebeat.engine.live import LiveRouter
 
 PRECISIONS = ("auto", "int8", "bfloat16", "float32")
-FINGERPRINTED = ("router.json", "router_head.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +77,7 @@ class Router:
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is {shown(precision)}; {nearest(str(precision), PRECISIONS)}.")
         where = _device(device)
-        folder = router_folder(source, revision=revision, cache_folder=Path(cache_dir) if cache_dir else None)
+        folder = router_folder(source, revision=revision, cache_folder=cache_dir)
         config = RouterConfig.load(folder)
         backbone = BackboneConfig.load(folder)
         config.check_backbone(backbone, str(folder / "router.json"))
@@ -98,6 +100,10 @@ class Router:
         return self.config.columns
 
     @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    @property
     def max_prompt_tokens(self) -> int:
         """Longer prompts are cut to this many tokens."""
         return self.config.max_prompt_tokens
@@ -115,6 +121,7 @@ class Router:
 
         `features` keeps the pooled states, too. Raises `InputError` for a prompt that cannot be read, saying which.
         """
+        flag("features", features)
         prepared, tokenize_ms = self._prepare_all(prompts)
         start = time.perf_counter()
         pooled = self.runner.features([prompt.token_ids for prompt in prepared]).numpy()  # [n, taps*H]
@@ -124,7 +131,7 @@ class Router:
         self._refuse_not_finite(quality + output_tokens, "scores")
         compute_ms = (time.perf_counter() - start) * 1e3
         return Scores(
-            tuple(column.name for column in self.columns),
+            self._names,
             quality,
             output_tokens,
             np.array([prompt.prompt_tokens for prompt in prepared], np.int64),
@@ -157,6 +164,9 @@ class Router:
         choice. Raises `InputError`, and `ConstraintError` where no model satisfies `min_quality` and `max_cost_usd`,
         saying which failed.
         """
+        # What is wrong with an argument is said before the prompt is computed.
+        check_dial(tradeoff, min_quality, max_cost_usd)
+        check_models(models, self._names)
         scores = self.score([prompt])
         return self.decide(scores, tradeoff=tradeoff, min_quality=min_quality, max_cost_usd=max_cost_usd, models=models)
 
@@ -170,7 +180,14 @@ class Router:
         max_cost_usd: float | None = None,
         models: Sequence[str] | None = None,
     ) -> Decision:
-        """The decision for prompt `row` of `scores`; arithmetic only."""
+        """The decision for prompt `row` of `scores`; arithmetic only. Raises as `route` does."""
+        check_models(models, self._names)
+        whole("row", row, least=0, largest=len(scores.quality) - 1)
+        if scores.models != self._names:
+            raise InputError(
+                f"the scores are of {', '.join(scores.models)} and this router scores {', '.join(self._names)}; "
+                "decide with the router that scored."
+            )
         tokens = int(scores.prompt_tokens[row])
         offers = [
             Offer(
@@ -180,7 +197,7 @@ class Router:
                 cost_usd(column, tokens, float(scores.output_tokens[row, index])),
             )
             for index, column in enumerate(self.columns)
-            if self._is_asked_for(column.name, models)
+            if models is None or column.name in models
         ]
         weighed = weigh(
             offers,
@@ -204,15 +221,18 @@ class Router:
         """`async with router.serve() as live`: continuous batching for an event loop.
 
         `options` are those of `engine.options.EngineOptions`; `progress` is called as (done, total, what) while warming
-        up. Raises `ConfigError` for an unknown option.
+        up. Raises `ConfigError` for an option that is unknown, or is not what it must be.
         """
         from onebeat.engine.live import LiveRouter
 
         return LiveRouter(self, progress=progress, **options)
 
     def _prepare_all(self, prompts: Sequence[Prompt]) -> tuple[list[Prepared], list[float]]:
-        if isinstance(prompts, str) or any(isinstance(prompt, dict) for prompt in prompts):
-            raise InputError("score takes a list of prompts and was given one prompt; put it in a list.")
+        if not isinstance(prompts, Sequence) or isinstance(prompts, str | bytes):
+            what = "one prompt" if isinstance(prompts, str) else f"a {type(prompts).__name__}"
+            raise InputError(f"score takes a list of prompts and was given {what}; put it in a list.")
+        if any(isinstance(prompt, dict) for prompt in prompts):
+            raise InputError("score takes a list of prompts and was given one prompt's messages; put it in a list.")
         prepared, spent_ms = [], []
         for index, prompt in enumerate(prompts):
             start = time.perf_counter()
@@ -224,17 +244,6 @@ class Router:
                 ) from None
             spent_ms.append((time.perf_counter() - start) * 1e3)
         return prepared, spent_ms
-
-    def _is_asked_for(self, name: str, models: Sequence[str] | None) -> bool:
-        if models is None:
-            return True
-        names = [column.name for column in self.columns]
-        for model in models:
-            if model not in names:
-                raise InputError(
-                    f"models names {shown(model)}, which this router does not score; {nearest(model, names)}."
-                )
-        return name in models
 
     def _refuse_not_finite(self, rows: NDArray[np.float32], what: str) -> None:
         """A checkpoint whose numbers overflow must not decide anything. `rows` is [n, ...]."""
@@ -256,12 +265,10 @@ def cost_usd(column: Column, prompt_tokens: int, output_tokens: float) -> float:
 def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f'device is {shown(device)}; it must be "auto", "cpu", "cuda" or "cuda:1".') from None
-    if found.type not in ("cpu", "cuda"):
+    # torch knows more spellings: what is written here is what the messages and --help promise.
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
         raise ConfigError(f'device is {shown(device)}; it must be "auto", "cpu", "cuda" or "cuda:1".')
+    found = torch.device(device)
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f'device is {shown(device)} and torch finds {torch.cuda.device_count()} GPUs; use "cpu".')
     return found
@@ -301,7 +308,7 @@ def _backbone(
 
 def _fingerprint(folder: Path, weights: Weights | Int8File, precision: str, device: str) -> str:
     digest = hashlib.sha256(f"{weights.sha256} {precision} {INT8_FORMAT} {device}".encode())
-    for name in FINGERPRINTED:
+    for name in (*HEAD_FILES, *TEXT_FILES):
         path = folder / name
         digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
     return digest.hexdigest()[:32]

@@ -155,10 +155,8 @@ class RouterConfig:
                 raise FormatError(f"{place}: {names.count(name)} columns are called {name!r}; each needs its own name.")
         for column in self.columns:
             _check_column(column, place)
-        if self.template != "chat" and self.template.count(PROMPT_MARK) != 1:
-            raise FormatError(
-                f'{place}: template is {shown(self.template)}; it must be "chat" or hold {PROMPT_MARK} exactly once.'
-            )
+        if (problem := template_problem(self.template)) is not None:
+            raise FormatError(f"{place}: template {problem}.")
         if self.max_prompt_tokens < LEAST_PROMPT_TOKENS:
             raise FormatError(
                 f"{place}: max_prompt_tokens is {self.max_prompt_tokens}; it must be {LEAST_PROMPT_TOKENS} or more."
@@ -166,6 +164,13 @@ class RouterConfig:
         reference = self.dial.reference_cost_usd
         if reference is not None and not 0.0 < reference < 1e6:
             raise FormatError(f"{place}: dial.reference_cost_usd is {reference}; it must be dollars above 0.")
+
+
+def template_problem(template: str) -> str | None:
+    """What is wrong with a prompt template, in words that follow its name; None where nothing is."""
+    if template == "chat" or template.count(PROMPT_MARK) == 1:
+        return None
+    return f'is {shown(template)}; it must be "chat" or hold {PROMPT_MARK} exactly once'
 
 
 def _object(found: dict[str, Any], key: str, place: str) -> dict[str, Any]:

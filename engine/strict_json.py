@@ -82,8 +82,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def shown(value: object) -> str:
     """`value` as JSON on one line, short enough for a sentence."""
     try:
-        text = msgspec.json.encode(value).decode()
-    except (TypeError, ValueError, RecursionError, UnicodeEncodeError):
+        text = repr(value) if isinstance(value, bytes) else msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError):
         text = repr(value)
     text = text.replace("\n", " ")
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

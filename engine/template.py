@@ -86,16 +86,14 @@ class ChatTemplate:
         Templates refuse shapes that they do not know (Mistral's wants user and assistant in turns): such a conversation
         is rendered as a single user message that holds its transcript. Raises `InputError` when even that is refused.
         """
-        from jinja2 import TemplateError
-
         refusal: Exception
         try:
             return self._render(turns)
-        except (TemplateError, TypeError, ValueError, LookupError) as error:
+        except Exception as error:  # noqa: BLE001 - a template's expressions can raise whatever Python's can
             refusal = error
         try:
             return self._render([Turn("user", transcript(turns))])
-        except (TemplateError, TypeError, ValueError, LookupError):
+        except Exception:  # noqa: BLE001 - as above; what is told is why the conversation itself was refused
             raise InputError(f"the chat template refuses this conversation ({refusal}).") from refusal
 
     def _render(self, turns: Sequence[Turn]) -> str:

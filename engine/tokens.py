@@ -122,7 +122,11 @@ class PromptTokenizer:
             return []
         try:
             ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # The tokenizers library raises nothing narrower.
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except (
+            BaseException
+        ) as error:  # The tokenizers library raises nothing narrower, and its panics are no Exception.
             raise FormatError(f"tokenizer.json cannot tokenise this prompt ({error}); correct its model.") from error
         return ids
 
@@ -164,7 +168,9 @@ def _load(folder: Path, vocab_size: int | None) -> Any:
         raise FormatError(f"{folder} has no tokenizer.json; export the tokenizer with save_pretrained of transformers.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the tokenizers library raises bare Exception, or panics
         raise FormatError(f"{path} is not a tokenizer ({error}); fetch the checkpoint again.") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -182,6 +182,7 @@ class Worker:
                 prompt_tokens=_count(ticket.prompt_tokens),
                 cut_tokens=_count(ticket.cut_tokens),
                 timing=(timing,),
+                estimated=(ticket.estimated,),
                 features=features[row : row + 1].copy() if ticket.wants_features else None,
             )
             if self._book.end(ticket, Ending.ANSWERED, scores):

@@ -126,3 +126,32 @@ def test_the_gpu_bench_checks_kernels_without_a_gpu():
     assert json.loads(done.stdout.splitlines()[-1])["checks_failed"] == 0
     counted = next(line for line in done.stdout.splitlines() if "checks hold" in line).split()
     assert counted[0] == counted[2] and int(counted[0]) > 40
+
+
+def test_the_gpu_bench_starts_a_process_from_an_int8_copy_without_a_gpu():
+    command = [sys.executable, ROOT / "bench" / "gpu.py", "--dry-run", "--sections", "start"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    starts = [line for line in done.stdout.splitlines() if line.startswith("start ")]
+    assert len(starts) == 3 and all("ready after" in line and "load" in line for line in starts), done.stdout
+
+
+def test_the_gpu_bench_says_what_was_reached(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import gpu_model
+
+    sizes = {"prompts": 1, "prompt_tokens": 128, "floor_us": 1400.0}
+    lines = [
+        {"name": gpu_model.OURS, **sizes, "median_us": 2000.0, "memory_bytes": 8_500_000_000},
+        {"name": gpu_model.OURS, **sizes | {"prompt_tokens": 512}, "median_us": 6000.0, "memory_bytes": None},
+        {"name": "slow", **sizes, "median_us": 9000.0, "memory_bytes": 15_000_000_000},
+        {"name": "quick", **sizes, "median_us": 3600.0, "memory_bytes": 15_000_000_000},
+        {"name": "other", "why_not": "no time"},
+    ]
+    first, second = gpu_model.verdicts(lines)
+    assert (first["best_baseline"], first["times_faster"], first["target_ms"]) == ("quick", 1.8, 2.4)
+    assert (second["best_baseline"], second["times_faster"], second["target_ms"]) == (None, None, 6.5)
+    gpu_model.show_verdicts([first, second])
+    said = capsys.readouterr().out.splitlines()
+    assert "2.00 ms (to reach 2.4), 1.80 times faster than quick (to reach 1.6), 8.50 GB (to reach 9)" in said[0]
+    assert said[1].endswith("6.00 ms (to reach 6.5), no baseline")

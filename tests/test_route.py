@@ -159,8 +159,19 @@ ARGUMENTS: list[tuple[list[str], str]] = [
     (["--file", "/nowhere/x"], "/nowhere/x cannot be read: No such file or directory"),
     (["--file", "/"], "/ cannot be read: Is a directory"),
     (["hi", "--jsonl"], "--jsonl reads lines from --file or standard input"),
-    (["hi", "--router", "/nowhere"], "'/nowhere' is not a folder"),
-    (["hi", "--router", "hf:nobody"], "'hf:nobody' is not a repository of the hub"),
+    (["hi", "--router", "/nowhere"], '"/nowhere" is not a folder; give a router\'s folder, "default", or hf:org/name'),
+    (["hi", "--router", ""], 'the router is ""; give a router\'s folder'),
+    (["hi", "--router", "/etc/hostname"], '"/etc/hostname" is not a folder'),
+    (["hi", "--router", "/dev"], "/dev has no router.json"),
+    (["hi", "--router", "~nobody-of-that-name/x"], "is not a folder"),
+    (["hi", "--router", "x" * 5000], f'"{"x" * 59}... (5002 characters) is not a folder'),
+    (["hi", "--router", "a\0b"], '"a\\u0000b" is not a folder'),
+    (["hi", "--router", "hf:"], '"hf:" is not a repository of the hub; write hf:org/name'),
+    (["hi", "--router", "hf:nobody"], '"hf:nobody" is not a repository of the hub'),
+    (["hi", "--router", "hf:../x"], '"hf:../x" is not a repository of the hub'),
+    (["hi", "--router", "hf:org/" + "x" * 5000], "(5009 characters) is not a repository of the hub"),
+    (["hi", "--router", "hf:org/name@"], "has no revision after the @"),
+    (["hi", "--router", "hf:org/name@a\0b"], 'revision is "a\\u0000b"; write a branch, a tag or a commit'),
 ]
 
 

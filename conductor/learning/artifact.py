@@ -21,9 +21,10 @@ from safetensors.numpy import load_file, save_file
 from onebeat.engine.errors import FormatError, InputError
 from onebeat.engine.head import Head
 from onebeat.engine.router_config import RouterConfig
+from onebeat.engine.router_files import TEXT_FILES
 
 DESCRIPTION, TENSORS = "router.json", "router_head.safetensors"
-BACKBONE_PATTERNS = ("config.json", "tokenizer*.json", "special_tokens_map.json", "*.safetensors", "*.index.json")
+BACKBONE_PATTERNS = (*TEXT_FILES, "*.safetensors", "*.index.json")
 HALF_PRECISION = ("kernel.landmarks", "hidden.weight")
 
 

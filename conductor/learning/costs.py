@@ -53,19 +53,23 @@ def read_prices(path: Path) -> dict[str, Price]:
     return prices
 
 
-def prices_for(outcomes: Outcomes, listed: Mapping[str, Price], prompt_tokens: NDArray[np.int64]) -> list[Price]:
-    """One price per model: as listed, else worked out from bills. Raises `InputError` naming a model without either."""
-    prices = []
+def check_prices(outcomes: Outcomes, listed: Mapping[str, Price]) -> None:
+    """Raises `InputError` naming a model that `prices_for` would find no price for. Needs no prompt's length."""
     for column, name in enumerate(outcomes.models):
-        price = listed.get(name) or _from_bills(outcomes, column, prompt_tokens)
-        if price is None:
+        if name not in listed and _bills(outcomes, column).sum() < MIN_BILLS:
             near = f" ({nearest(name, listed)})" if listed else ""
             raise InputError(
                 f"model {name!r} has no list price{near} and fewer than {MIN_BILLS} outcomes with cost_usd and "
                 "output_tokens; add it to the file given by --prices."
             )
-        prices.append(price)
-    return prices
+
+
+def prices_for(outcomes: Outcomes, listed: Mapping[str, Price], prompt_tokens: NDArray[np.int64]) -> list[Price]:
+    """One price per model: as listed, else worked out from bills. Raises `InputError` naming a model without either."""
+    check_prices(outcomes, listed)
+    return [
+        listed.get(name) or _from_bills(outcomes, column, prompt_tokens) for column, name in enumerate(outcomes.models)
+    ]
 
 
 def costs(
@@ -83,12 +87,14 @@ def costs(
     return Costs(actual, predicted)
 
 
-def _from_bills(outcomes: Outcomes, column: int, prompt_tokens: NDArray[np.int64]) -> Price | None:
+def _bills(outcomes: Outcomes, column: int) -> NDArray[np.bool_]:
+    """[n] whether the model's answer was billed and its length is known."""
+    return np.isfinite(outcomes.cost_usd[:, column]) & np.isfinite(outcomes.output_tokens[:, column])
+
+
+def _from_bills(outcomes: Outcomes, column: int, prompt_tokens: NDArray[np.int64]) -> Price:
     """Two non-negative prices by least squares; one price for both where the two cannot be told apart."""
-    cost, written = outcomes.cost_usd[:, column], outcomes.output_tokens[:, column]
-    known = np.isfinite(cost) & np.isfinite(written)
-    if known.sum() < MIN_BILLS:
-        return None
+    cost, written, known = outcomes.cost_usd[:, column], outcomes.output_tokens[:, column], _bills(outcomes, column)
     entered = np.where(np.isfinite(outcomes.input_tokens[:, column]), outcomes.input_tokens[:, column], prompt_tokens)
     design = np.stack([entered[known], written[known]], 1).astype(np.float64)
     target = cost[known].astype(np.float64)

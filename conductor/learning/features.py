@@ -68,7 +68,7 @@ def extract(
 ) -> Features:
     """Features of `prompts`. Raises as the engine does for a backbone or tokenizer that cannot be used."""
     config = BackboneConfig.load(folder)
-    _check_taps(reading.taps, config)
+    check_taps(reading.taps, config)
     tokenizer = PromptTokenizer(
         folder, template=reading.template, max_prompt_tokens=reading.max_prompt_tokens, vocab_size=config.vocab_size
     )
@@ -112,7 +112,8 @@ def extract(
     return Features(states, tokens[rows], rows, refused)
 
 
-def _check_taps(taps: Sequence[TapName], config: BackboneConfig) -> None:
+def check_taps(taps: Sequence[TapName], config: BackboneConfig) -> None:
+    """Raises `InputError` unless the taps ascend, each layer once, within the backbone."""
     layers = [layer for layer, _ in taps]
     if not layers or sorted(set(layers)) != layers or layers[0] < 0 or layers[-1] > config.layers:
         raise InputError(

@@ -65,7 +65,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
             place = f"{path.name}:{number}"
             try:
                 record = decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 yield place, str(error)
                 continue
             if not isinstance(record, dict):
@@ -112,7 +112,7 @@ def _parquet(path: Path) -> Iterator[Record]:
                 row += 1
                 yield f"{path.name} row {row}", record
     except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path} is not a readable Parquet file: {error}.") from None
+        raise InputError(f"{path} is not a readable Parquet file: {str(error).rstrip('.')}.") from None
 
 
 def _check_names(path: Path, names: set[str]) -> None:

@@ -22,12 +22,14 @@ from onebeat.conductor.learning.drift import baseline
 from onebeat.conductor.learning.features import Features, Reading, extract
 from onebeat.conductor.learning.metrics import auc_overall, auc_per_model, auc_within, calibration_error
 from onebeat.conductor.learning.outcomes import Outcomes
+from onebeat.conductor.learning.preflight import check_arguments, check_outcomes
 from onebeat.conductor.learning.progress import Progress
 from onebeat.conductor.learning.solve import Recipe
 from onebeat.conductor.learning.sources import read_outcomes
 from onebeat.conductor.learning.splits import Split, hold_out_groups, hold_out_newest, split_prompts
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.errors import InputError
+from onebeat.engine.whole_folder import whole_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +78,22 @@ class Result:
 
 
 def train(job: Job, say: Callable[[str], None]) -> Result:
-    """Runs a job. Raises `InputError` and the engine's errors, each in one sentence."""
+    """Runs a job. Raises `InputError` and the engine's errors, each in one sentence, and before any prompt is read
+    wherever that can be; the output folder appears whole or not at all."""
+    backbone = BackboneConfig.load(job.backbone)
+    tap_sets = job.tap_sets or default_tap_sets(backbone.layers)
+    check_arguments(job, tap_sets, backbone)
+    with whole_folder(job.output) as half:
+        return _train(job, tap_sets, half, say)
+
+
+def _train(job: Job, tap_sets: Sequence[Sequence[fit.TapName]], folder: Path, say: Callable[[str], None]) -> Result:
     everything = read_outcomes(job.files, columns=job.columns)
     outcomes = everything.with_models(job.models or everything.models)
     for line in everything.report.lines():
         say(line)
     fit.check(outcomes)
-    tap_sets = job.tap_sets or default_tap_sets(BackboneConfig.load(job.backbone).layers)
+    check_outcomes(job, outcomes, split_outcomes(outcomes, job))
     features = _features(job, tap_sets, outcomes)
     everything, outcomes = everything.select(features.rows), outcomes.select(features.rows)
     warnings = _warnings(outcomes, features)
@@ -97,9 +108,9 @@ def train(job: Job, say: Callable[[str], None]) -> Result:
         say(f"fitting once more on all {len(rows)} prompts, with {head.recipe.name()}")
         head = _fit(replace(job, recipes=(head.recipe,)), [head.taps], features, outcomes, everything, rows, say)
     description = describe(job, head, features, outcomes, prices, split, rows, test)
-    write_head(job.output, description, head.tensors)
+    write_head(folder, description, head.tensors)
     if not job.head_only:
-        link_backbone(job.backbone, job.output)
+        link_backbone(job.backbone, folder)
     return Result(description, head, everything.report.lines(), warnings)
 
 
@@ -182,7 +193,7 @@ def describe(
     means = np.nanmean(np.where(np.isfinite(table.score), table.score, np.nan), axis=0)
     return {
         "format_version": 1,
-        "name": job.name or job.output.name,
+        "name": job.name or job.output.absolute().name,
         "taps": [{"layer": layer, "pooling": pooling} for layer, pooling in head.taps],
         "template": job.template,
         "max_prompt_tokens": job.max_prompt_tokens,

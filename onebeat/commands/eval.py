@@ -8,12 +8,14 @@ from pathlib import Path
 
 import msgspec
 
+MOST_BOOTSTRAPS = 100_000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `onebeat eval`."""
     add = parser.add_argument
     add("outcomes", nargs="+", type=Path, help="files of outcomes: .jsonl, .csv, .parquet, or the gateway's ledger")
-    add("--router", default="default", help="folder of the router (default: the default router)")
+    add("--router", default="default", help="default, a folder, or hf:org/name[@revision]")
     add("--all", action="store_true", help="judge on every prompt: right for outcomes that the head has never seen")
     add("--target", action="append", help='a target to check, as "95%%" or "0.40 usd"; may be repeated')
     add("--bootstraps", type=int, default=200, help="resamplings for the intervals; 0 for none (default %(default)s)")
@@ -26,17 +28,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the judgement."""
     from onebeat.conductor.learning import report_html, report_text
+    from onebeat.conductor.learning.dial import parse_target
     from onebeat.conductor.learning.evaluate import TARGETS, Question, evaluate
-    from onebeat.engine.default_router import CACHE_FOLDER, default_router_folder
+    from onebeat.conductor.learning.preflight import LARGEST_SEED, check_cache, check_output_file
+    from onebeat.engine.arguments import whole
+    from onebeat.engine.default_router import CACHE_FOLDER
+    from onebeat.engine.hub import router_folder
 
+    # What is wrong with an argument is said before the minutes that reading prompts takes.
+    whole("--bootstraps", args.bootstraps, least=0, largest=MOST_BOOTSTRAPS)
+    whole("--seed", args.seed, least=0, largest=LARGEST_SEED)
+    for target in args.target or TARGETS:
+        parse_target(target)
+    check_output_file("--html", args.html)
+    cache_folder = args.cache or CACHE_FOLDER / "features"
+    check_cache(cache_folder)
     question = Question(
         files=tuple(args.outcomes),
-        router=default_router_folder() if args.router == "default" else Path(args.router),
+        router=router_folder(args.router),
         everything=args.all,
         targets=tuple(args.target or TARGETS),
         bootstraps=args.bootstraps,
         seed=args.seed,
-        cache_folder=args.cache or CACHE_FOLDER / "features",
+        cache_folder=cache_folder,
     )
     result = evaluate(question, lambda line: print(line, file=sys.stderr, flush=True))
     if args.html:

@@ -49,9 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Chooses prompts, or fits the column and writes the router."""
     from onebeat.conductor.learning import onboard
-    from onebeat.conductor.learning.artifact import link_backbone, read_head, write_head
+    from onebeat.conductor.learning.artifact import read_head
+    from onebeat.engine.whole_folder import whole_folder
 
     description, tensors = read_head(args.router)
+    names = [column["name"] for column in description["columns"]]
+    _check(args, names)
     pool = _pool(args.pool) if args.pool else []
     if args.chosen:
         quality, _, _ = _predict(args, description, tensors, pool)
@@ -59,8 +62,17 @@ def run(args: argparse.Namespace) -> int:
         args.chosen.write_bytes(b"".join(msgspec.json.encode(_record(pool[row])) + b"\n" for row in rows))
         print(f"{len(rows)} prompts to grade are in {args.chosen}")
         return 0
+    with whole_folder(args.output) as folder:
+        return _onboard(args, description, tensors, pool, folder)
+
+
+def _onboard(
+    args: argparse.Namespace, description: dict[str, Any], tensors: dict[str, Any], pool: list[Prompt], folder: Path
+) -> int:
+    from onebeat.conductor.learning import onboard
+    from onebeat.conductor.learning.artifact import link_backbone, write_head
+
     names = [column["name"] for column in description["columns"]]
-    _check(args, names)
     outcomes = _graded(args)
     quality, raw, tokens = _predict(args, description, tensors, list(outcomes.prompts))
     predecessor = names.index(args.successor_of) if args.successor_of else None
@@ -81,19 +93,34 @@ def run(args: argparse.Namespace) -> int:
     updated, added = onboard.add_column(description, tensors, table, wide, column, ratio, like)
     fitted = {key: value for key, value in description["fitted"].items() if key != "dial"}
     updated["fitted"] = fitted | {"onboarded": [*description["fitted"].get("onboarded", []), column["fitted_on"]]}
-    write_head(args.output, updated, added)
-    link_backbone(args.router, args.output)
+    write_head(folder, updated, added)
+    link_backbone(args.router, folder)
     print("\n".join(onboard.shown(wide, names)))
     print(f"written: {args.output} (its solved dial is gone: fit it anew when outcomes of every model are at hand)")
     return 0
 
 
 def _check(args: argparse.Namespace, names: list[str]) -> None:
+    """What is wrong with an argument is said before a prompt is read."""
+    from onebeat.conductor.learning.onboard import MAX_PROMPTS, MIN_PROMPTS
+    from onebeat.conductor.learning.preflight import LARGEST_SEED, check_cache, check_output_file
+    from onebeat.engine.arguments import number, whole
+
+    whole("--seed", args.seed, least=0, largest=LARGEST_SEED)
+    check_cache(args.cache)
+    if args.chosen is not None:
+        whole("--count", args.count, least=MIN_PROMPTS, largest=MAX_PROMPTS)
+        check_output_file("--chosen", args.chosen)
+        return
     needed = {"--model": args.model, "--outcomes": args.outcomes, "--output": args.output}
     needed |= {"--input-usd": args.input_usd, "--output-usd": args.output_usd}
     missing = [flag for flag, value in needed.items() if value is None]
     if missing:
         raise InputError(f"onboarding needs {', '.join(missing)}; or --pool and --chosen, to choose prompts to grade.")
+    for flag in ("--input-usd", "--output-usd"):
+        number(flag, needed[flag], "it must be 0 to 1,000,000 dollars per million tokens", least=0.0, largest=1e6)
+    if not args.model.strip():
+        raise InputError(f"--model is {args.model!r}; give the new model's name.")
     if args.successor_of is not None and args.successor_of not in names:
         raise InputError(f"--successor-of is {args.successor_of!r}; the columns are {', '.join(names)}.")
 
@@ -177,10 +204,11 @@ def _pool(path: Path) -> list[Prompt]:
             continue
         try:
             record = msgspec.json.decode(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{path}:{number} is not JSON: {error}.") from None
-        prompt = record if isinstance(record, str) else (record.get("prompt") or record.get("messages"))
-        if not prompt:
+        found = record if isinstance(record, dict) else {"prompt": record}
+        prompt = found.get("prompt") or found.get("messages")
+        if not isinstance(prompt, str | list) or not prompt:
             raise InputError(f'{path}:{number} has neither "prompt" nor "messages".')
         prompts.append(prompt)
     return prompts

@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judges, then promotes. Returns 3 when the candidate is refused."""
+    from onebeat.conductor.learning.artifact import read_head
+    from onebeat.conductor.learning.preflight import check_cache
     from onebeat.conductor.learning.promote import judge, promote, roll_back
     from onebeat.conductor.learning.sources import read_outcomes
     from onebeat.engine.default_router import CACHE_FOLDER
@@ -31,10 +33,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.candidate is None or not args.outcomes:
         raise InputError("promote needs a candidate's folder and --outcomes to judge it on, or --roll-back.")
+    # Both heads are looked at before what may be a million outcomes.
+    for folder in (args.router, args.candidate):
+        read_head(folder)
+    cache_folder = args.cache or CACHE_FOLDER / "features"
+    check_cache(cache_folder)
     outcomes = read_outcomes(args.outcomes)
     for line in outcomes.report.lines():
         print(line, file=sys.stderr)
-    verdict = judge(args.router, args.candidate, outcomes, cache_folder=args.cache or CACHE_FOLDER / "features")
+    verdict = judge(args.router, args.candidate, outcomes, cache_folder=cache_folder)
     print(verdict.sentence())
     if verdict.worse:
         print(f"refused: {args.router} is unchanged", file=sys.stderr)

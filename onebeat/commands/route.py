@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints one decision per prompt to standard output. Returns 2 when a line of `--jsonl` could not be decided."""
-    from onebeat.engine.decision import check_dial
+    from onebeat.engine.arguments import check_dial
 
     # What is wrong with the arguments is said before the seconds that loading takes.
     check_dial(args.tradeoff, args.min_quality, args.max_cost_usd)
@@ -132,8 +132,9 @@ def _open(args: argparse.Namespace) -> AbstractContextManager[BinaryIO | None]:
             return cast(AbstractContextManager[BinaryIO], args.file.open("rb"))
         except OSError as error:
             raise InputError(f"{args.file} cannot be read: {error.strerror}.") from error
-    if sys.stdin.isatty():
-        raise InputError("there is no prompt; give it as an argument, with --file, or on standard input.")
+    if sys.stdin is None or sys.stdin.isatty():
+        closed = "" if sys.stdin is not None else " and standard input is closed"
+        raise InputError(f"there is no prompt{closed}; give it as an argument, with --file, or on standard input.")
     return nullcontext(sys.stdin.buffer)
 
 
@@ -190,13 +191,13 @@ def _text(found: bytes, place: str) -> str:
 def _print(decision: Decision | OnebeatError, number: int | None, args: argparse.Namespace) -> None:
     if isinstance(decision, OnebeatError):
         if args.json:
-            print(json.dumps({"line": number, "error": str(decision)}, ensure_ascii=False))
+            print(json.dumps({"line": number, "error": str(decision)}))
         else:
             print(f"onebeat: line {number}: {decision}", file=sys.stderr)
         return
     if args.json:
         line = {} if number is None else {"line": number}
-        print(json.dumps(line | asdict(decision), ensure_ascii=False))
+        print(json.dumps(line | asdict(decision)))
         return
     if number is not None:
         print(f"line {number}: ", end="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     add = parser.add_argument
     add("outcomes", nargs="+", type=Path, help="files of outcomes: .jsonl, .csv, .parquet, or the gateway's ledger")
-    add("--output", type=Path, required=True, help="folder for the router")
-    add("--backbone", default="default", help="folder of the backbone; default: the default router's")
+    add("--output", type=Path, required=True, help="folder for the router; it must not exist, or be empty")
+    add("--backbone", default="default", help="folder of the backbone, or hf:org/name; default: the default router's")
     add("--prices", type=Path, help="JSON list of prices; where a model is missing they are worked out from cost_usd")
     add("--models", help="comma-separated columns; default: all models. Others are learnt from, then dropped")
     add("--only-these", action="store_true", help="do not learn from models that are not columns")
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from onebeat.conductor.learning.costs import read_prices
     from onebeat.conductor.learning.solve import Recipe
     from onebeat.conductor.learning.train import Job, train
-    from onebeat.engine.default_router import CACHE_FOLDER, default_router_path
+    from onebeat.engine.default_router import CACHE_FOLDER
+    from onebeat.engine.hub import router_folder
 
     recipes: tuple[Recipe, ...] = fit.RECIPES
     fleet = _scored_by_fleet(args.fleet)
@@ -70,11 +72,11 @@ def run(args: argparse.Namespace) -> int:
                 raise InputError(f"--recipe is {kind}; it is one of {', '.join(kinds)}.")
     job = Job(
         files=tuple(args.outcomes),
-        backbone=default_router_path() if args.backbone == "default" else Path(args.backbone),
+        backbone=router_folder(args.backbone),
         output=args.output,
         today=datetime.now(UTC).date().isoformat(),
         prices=read_prices(args.prices) if args.prices else {},
-        models=tuple(name.strip() for name in args.models.split(",")) if args.models else (),
+        models=() if args.models is None else tuple(name.strip() for name in args.models.split(",")),
         tap_sets=tuple(_taps(text) for text in args.taps or ()),
         recipes=recipes,
         template=args.template,
@@ -127,7 +129,7 @@ def _shown(value: float | None) -> str:
 
 def _taps(text: str) -> tuple[TapName, ...]:
     parts = [part.strip().partition(":") for part in text.split(",")]
-    if any(not layer.isdigit() or pooling not in ("", "mean", "last") for layer, _, pooling in parts):
+    if any(not re.fullmatch("[0-9]{1,4}", layer) or pooling not in ("", "mean", "last") for layer, _, pooling in parts):
         raise InputError(f"--taps is {text!r}; give layers with an optional pooling, such as 20 or 15,17:last,19.")
     return tuple((int(layer), pooling or "mean") for layer, _, pooling in parts)
 

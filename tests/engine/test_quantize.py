@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from onebeat import Router
 from onebeat.cli import main
 from onebeat.engine.batch import pack
 from onebeat.engine.errors import WeightError
@@ -18,6 +19,7 @@ from onebeat.engine.int8_file import Int8File, int8_writer, word_sum
 from onebeat.engine.loading import load_backbone
 from onebeat.engine.quantize import MatrixError, load_int8_backbone, write_int8
 from tests.engine.tiny_models import StateDict, backbone_of, build, config_of, prompt
+from tests.engine.tiny_routers import edit_json, tiny_router
 
 PROMPTS = [prompt(60, 1), prompt(1, 2), prompt(31, 3)]
 
@@ -176,3 +178,38 @@ def test_quantize_refuses_what_would_overwrite(tmp_path: Path, capsys: pytest.Ca
     assert main(["quantize", str(tmp_path), str(tmp_path / "new"), "--keep-above", "-1"]) == 2
     assert "--keep-above is -1.0" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_quantize_takes_the_chat_template_along_and_decides_as_the_router_does(tmp_path: Path) -> None:
+    source = tiny_router(tmp_path / "source")
+    edit_json(source / "tokenizer_config.json", lambda found: found.pop("chat_template", None))
+    edit_json(source / "router.json", lambda found: found.update(template="chat"))
+    (source / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    )
+    assert main(["quantize", str(source), str(tmp_path / "copy")]) == 0
+    names = {path.name for path in source.iterdir()} - {"model.safetensors"}
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == names | {"int8.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "copy"}
+    ours, theirs = Router.from_pretrained(tmp_path / "copy"), Router.from_pretrained(source)
+    assert ours.prepare("hello").token_ids == theirs.prepare("hello").token_ids
+    # Calibrated on the same texts, framed by another template: near, and not the same bits.
+    assert abs(ours.score(["hello"]).quality - theirs.score(["hello"]).quality).max() < 0.02
+
+
+def test_a_quantize_that_is_interrupted_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_router(tmp_path / "source")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onebeat.commands.quantize.shutil.copyfile", interrupted)
+    assert main(["quantize", str(source), str(tmp_path / "copy")]) == 130
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_another_chat_template_is_another_fingerprint(tmp_path: Path) -> None:
+    source = tiny_router(tmp_path / "source")
+    before = Router.from_pretrained(source).fingerprint
+    (source / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    assert Router.from_pretrained(source).fingerprint != before

@@ -220,6 +220,8 @@ def test_templates_are_found_where_transformers_keeps_them(folder: Path, tmp_pat
     [
         (None, "has no chat template"),
         ("{% for %}", "cannot be rendered"),
+        ("{{ messages[0].content }}{% for i in range(10**9) %}x{% endfor %}", "cannot be rendered"),
+        ("{{ messages[0].content }}{{ 1 // 0 }}", "cannot be rendered"),
         ("{{ undefined_thing.x.y }}", "cannot be rendered"),
         ("always the same", "leaves out the user's message"),
         ("{{ ''.__class__.__mro__ }}{{ messages[0].content }}", "cannot be rendered"),

@@ -242,23 +242,161 @@ def test_very_long_and_unreadable_prompts(house: Path) -> None:
         extract(house / "backbone", texts, Reading(((9, "mean"),)))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--models", "cheap,unheard-of"], "no outcome names model 'unheard-of'"),
-        (["--taps", "deep"], "--taps is 'deep'"),
-        (["--recipe", "forest"], "--recipe is forest"),
-        (["--hold-out", "nowhere"], "no prompt is of group 'nowhere'"),
-        (["--test-share", "2"], "test share is 2"),
-        (["--prices", "missing.json"], "missing.json cannot be read"),
-    ],
-)
-def test_mistakes_end_in_one_sentence(
-    house: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+MISTAKES: list[tuple[list[str], str]] = [
+    (["--models", "cheap,unheard-of"], "no outcome names model 'unheard-of'"),
+    (["--models", "cheap,dear,cheap"], '--models names "cheap" 2 times; name every column once'),
+    (["--models", "cheap,,dear"], '--models names "" 1 times'),
+    (["--models", "cheap"], "cheap is the only model with outcomes"),
+    (["--taps", "deep"], "--taps is 'deep'"),
+    (["--taps", "2:median"], "--taps is '2:median'"),
+    (["--taps", "\u00b2"], "--taps is '\u00b2'"),
+    (["--taps", ""], "--taps is ''"),
+    (["--taps", "9"], "taps are at layers [9]; they must ascend"),
+    (["--taps", "2,1"], "taps are at layers [2, 1]; they must ascend"),
+    (["--recipe", "forest"], "--recipe is forest; it is one of kernel, linear, low_rank, mlp"),
+    (["--hold-out", "nowhere"], "no prompt is of group 'nowhere'"),
+    (["--hold-out", "short", "--hold-out", "long"], "leaves nothing to fit on"),
+    (["--hold-out", "short", "--hold-out-newest", "0.2"], "hold out one or the other"),
+    (["--hold-out-newest", "0.2"], "0 have a time"),
+    (["--hold-out-newest", "nan"], "--hold-out-newest is nan; it must be a share above 0 and below 1"),
+    (["--test-share", "2"], "--test-share is 2.0; it must be a share of 0 to below 1"),
+    (["--test-share", "nan"], "--test-share is nan"),
+    (["--test-share", "0.95"], "8 prompts are too few to fit and judge a head"),
+    (["--prices", "missing.json"], "missing.json cannot be read"),
+    (["--seed", "-1"], "--seed is -1; it must be a whole number of 0 to 4294967295"),
+    (["--seed", "99999999999999999999999"], "--seed is 99999999999999999999999; it must be"),
+    (["--template", "no mark"], '--template is "no mark"; it must be "chat" or hold {prompt} exactly once'),
+    (["--max-prompt-tokens", "3"], "--max-prompt-tokens is 3; it must be a whole number of 16 to 4096"),
+    (["--max-prompt-tokens", "5000"], "--max-prompt-tokens is 5000; it must be"),
+    (["--name", " "], 'the router\'s name would be " "; give one with --name'),
+    (["--backbone", "/nowhere"], '"/nowhere" is not a folder'),
+    (["--backbone", "/dev"], "/dev/config.json does not exist"),
+    (["--cache", "/dev/null/x"], "the folder for features, /dev/null/x, cannot be made (Not a directory)"),
+    (["--output", "/dev/null/x"], "/dev/null/x cannot be"),
+    (["--output", "/dev"], "/dev is there already and not an empty folder"),
+    (["--fleet", "/nowhere.toml"], "/nowhere.toml"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_mistakes_end_in_one_sentence_before_a_prompt_is_read(
+    house: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("prompts were read before the arguments were looked at")
+
+    monkeypatch.setattr("onebeat.conductor.learning.train.extract", read)
+    capsys.readouterr()
+    before = {path.name for path in house.iterdir()}
     assert train(house, "mistake", *arguments) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.count("onebeat: ") == 1 and "Traceback" not in error
+    assert {path.name for path in house.iterdir()} == before
+
+
+def test_a_file_of_outcomes_that_is_none_is_told_before_any_is_read(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong, message in {"nowhere.jsonl": "there is no file nowhere.jsonl", __file__: "ends in '.py'"}.items():
+        assert main(["train", str(house / "outcomes.jsonl"), wrong, "--output", str(house / "mistake")]) == 2
+        error = capsys.readouterr().err
+        assert message in error or "run `onebeat pull`" in error
+
+
+def test_a_router_is_never_written_over(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (house / "router" / TENSORS).read_bytes()
+    assert train(house, "router", "--seed", "5") == 2
+    assert "is there already and not an empty folder; name a new folder" in capsys.readouterr().err
+    assert (house / "router" / TENSORS).read_bytes() == before
+
+
+def test_outcomes_that_cannot_be_judged_are_told_before_a_prompt_is_read(
+    house: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onebeat.conductor.learning.train.extract", lambda *_, **__: pytest.fail("prompts were read"))
+    rows = outcomes(prompts(90, seed=3), ["cheap", "dear", "other"])
+    # Every prompt was answered by two of the three.
+    pairs = [row for index, row in enumerate(rows) if index % 3 != index // 3 % 3]
+    command = ["train", write(house / "pairs.jsonl", pairs), "--backbone", str(house / "backbone"), "--taps", "2"]
+    command += ["--prices", str(house / "prices.json"), "--output", str(house / "mistake")]
+    assert main(command) == 2
+    assert "has a score for all 3 models, so a choice cannot be judged" in capsys.readouterr().err
     assert not (house / "mistake").exists()
+
+
+def test_the_chat_template_goes_with_the_router(house: Path) -> None:
+    backbone = house / "chatty"
+    shutil.copytree(house / "backbone", backbone)
+    settings = json.loads((backbone / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (backbone / "tokenizer_config.json").write_text(json.dumps(settings))
+    (backbone / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
+    assert train(house, "chatting", "--backbone", str(backbone), "--template", "chat") == 0
+    assert Router.from_pretrained(house / "chatting").prepare("hello").prompt_tokens > 0
+    assert (house / "chatting" / "chat_template.jinja").is_file()
+
+
+EVAL_MISTAKES: list[tuple[list[str], str]] = [
+    (["--bootstraps", "-1"], "--bootstraps is -1; it must be a whole number of 0 to"),
+    (["--seed", "-1"], "--seed is -1"),
+    (["--target", "soon"], "target is 'soon'; write a share"),
+    (["--html", "/nowhere/x.html"], '--html is "/nowhere/x.html" and cannot be written (/nowhere is not a folder)'),
+    (["--html", "/dev"], '--html is "/dev" and cannot be written (it is a folder)'),
+    (["--router", "/nowhere"], '"/nowhere" is not a folder'),
+    (["--cache", "/dev/null/x"], "the folder for features, /dev/null/x, cannot be made"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), EVAL_MISTAKES)
+def test_mistakes_in_eval_end_in_one_sentence_before_a_prompt_is_read(
+    house: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "onebeat.conductor.learning.evaluate.extract", lambda *_, **__: pytest.fail("prompts were read")
+    )
+    router = ["--router", str(house / "router")]
+    assert main(["eval", str(house / "outcomes.jsonl"), *router, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("onebeat: ") == 1
+
+
+ONBOARD_MISTAKES: list[tuple[list[str], str]] = [
+    (["--count", "5", "--chosen", "x"], "--count is 5; it must be a whole number of 20 to 200"),
+    (["--chosen", "/nowhere/x"], '--chosen is "/nowhere/x" and cannot be written'),
+    (["--seed", "-1", "--chosen", "x"], "--seed is -1"),
+    (["--input-usd", "nan"], "--input-usd is nan; it must be 0 to 1,000,000 dollars"),
+    (["--output-usd", "-1"], "--output-usd is -1.0; it must be"),
+    (["--model", " "], "--model is ' '; give the new model's name"),
+    (["--successor-of", "nobody"], "--successor-of is 'nobody'; the columns are cheap, dear"),
+    (["--output", "/dev"], "/dev is there already and not an empty folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), ONBOARD_MISTAKES)
+def test_mistakes_in_onboard_end_in_one_sentence_before_a_prompt_is_read(
+    house: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "onebeat.conductor.learning.features.extract", lambda *_, **__: pytest.fail("prompts were read")
+    )
+    whole = ["--model", "other", "--outcomes", str(house / "outcomes.jsonl"), "--input-usd", "1", "--output-usd", "1"]
+    whole += ["--output", str(house / "onboarded")]
+    assert main(["onboard", "--router", str(house / "router"), *whole, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("onebeat: ") == 1
+    assert not (house / "onboarded").exists()
 
 
 def test_without_prices_or_bills_the_missing_price_is_named(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
