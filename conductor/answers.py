@@ -116,6 +116,8 @@ class ProblemKind(StrEnum):
     SERVER_ERROR = "server_error"
     CONNECTION = "connection"
     TIMEOUT = "timeout"
+    DEADLINE = "deadline"
+    """The caller's own deadline passed: it says nothing about the route."""
     STALLED = "stalled"
     CUT = "cut"
     """The stream ended without a finish reason."""
@@ -171,7 +173,7 @@ class ProviderProblem(Struct, frozen=True, tag=True):
 
     kind: ProblemKind
     message: str
-    """The vendor's sentence, with nothing secret in it."""
+    """The vendor's sentence. The dispatcher takes secrets out of it before anything reads it."""
     status: int | None = None
     code: str | None = None
     """The vendor's own word for it."""

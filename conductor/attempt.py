@@ -7,6 +7,7 @@ Knows no other attempt and no client: what is sent on, and what comes after a fa
 from __future__ import annotations
 
 import asyncio
+import math
 
 import aiohttp
 import msgspec
@@ -45,7 +46,6 @@ class Attempt:
     """One call. Made once the line's state has counted it; ended by the dispatcher, whatever happens."""
 
     __slots__ = (
-        "_deadline_at",
         "_decoder",
         "_error",
         "_has_ended",
@@ -81,18 +81,18 @@ class Attempt:
         act_on_soft: bool,
         deadline_at: float | None = None,
     ) -> None:
-        """`deadline_at`: the caller's own, where he gave one."""
+        """`deadline_at`: when the answer must have begun, where the caller said so."""
         resilience = fleet.resilience
         self.fleet = fleet
         self.line = line
         self.choice = choice
-        self.patience = Patience((resilience.total_ms if request.stream else resilience.whole_ms) / 1e3)
+        total_ms = resilience.total_ms if request.stream else resilience.whole_ms
+        self.patience = Patience(total_ms / 1e3, math.inf if deadline_at is None else deadline_at)
         self.upstream = Upstream(session, self.patience)
         self.watch = Watch(
             fleet.watch, wants_json=request.answer_format is not None, max_output_tokens=request.max_output_tokens
         )
         self.act_on_soft = act_on_soft
-        self._deadline_at = deadline_at
         self.started = self.patience.fed_at
         self.first_token_at: float | None = None
         self.accepted = False
@@ -115,7 +115,7 @@ class Attempt:
 
     async def whole(self, request: ChatRequest) -> Answer:
         """The answer, not streamed. Raises `AttemptError`."""
-        self.patience.allow(self._within(self.fleet.resilience.whole_ms), "whole answer")
+        self.patience.allow(self.fleet.resilience.whole_ms / 1e3, "whole answer")
         await self._open(request, stream=False)
         body = await self.upstream.read()
         self.patience.close()
@@ -135,7 +135,7 @@ class Attempt:
 
     async def begin(self, request: ChatRequest) -> list[StreamEvent]:
         """Opens the stream and reads on until there is content: the events so far. Raises `AttemptError`."""
-        self.patience.allow(self._within(self.fleet.resilience.first_token_ms), "first token")
+        self.patience.allow(self.fleet.resilience.first_token_ms / 1e3, "first token")
         await self._open(request, stream=True)
         self._decoder = self.line.provider.decoder()
         events: list[StreamEvent] = []
@@ -146,6 +146,7 @@ class Attempt:
             if self._has_ended or self.finished is not None:
                 return events
             if any(isinstance(event, _CONTENT) for event in events):
+                self.patience.meet()
                 self.patience.allow(self.fleet.resilience.between_tokens_ms / 1e3, "between tokens")
                 return events
 
@@ -181,11 +182,6 @@ class Attempt:
                 raise self._error
             if self._has_ended:
                 return events
-
-    def _within(self, limit_ms: float) -> float:
-        if self._deadline_at is None:
-            return limit_ms / 1e3
-        return max(0.001, min(limit_ms / 1e3, self._deadline_at - self.started))
 
     async def _open(self, request: ChatRequest, *, stream: bool) -> None:
         provider = self.line.provider

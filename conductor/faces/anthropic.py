@@ -58,6 +58,7 @@ _STATUS = {
     ProblemKind.PREFILL_REFUSED: (400, "invalid_request_error"),
     ProblemKind.NOT_FOUND: (404, "not_found_error"),
     ProblemKind.TIMEOUT: (504, "timeout_error"),
+    ProblemKind.DEADLINE: (504, "timeout_error"),
     ProblemKind.STALLED: (504, "timeout_error"),
 }
 _OF_STATUS = {

@@ -24,7 +24,7 @@ from aiohttp import web
 
 from tools.simulated_providers import anthropic_format, gemini_format, openai_format
 from tools.simulated_providers.bills import Bill, Bills
-from tools.simulated_providers.delivery import deliver
+from tools.simulated_providers.delivery import deliver, echoed
 from tools.simulated_providers.openai_format import Refused
 from tools.simulated_providers.script import Behaviour, Fault, Limiter, Script, behaviour_of
 from tools.simulated_providers.speech import Asked, speak
@@ -188,12 +188,12 @@ class SimulatedProviders:
         bill.model, bill.fault, bill.stream = asked.model, behaviour.fault.value, asked.stream
         limits: dict[str, str] = {}
         if (not key and bill.vendor != "local") or key.startswith("bad"):
-            return _error(form, bill, Fault.AUTH, behaviour)
+            return _error(request, form, bill, Fault.AUTH, behaviour)
         if vendor.limiter is not None:
             is_let_in, left, reset_s = vendor.limiter.take(time.monotonic())
             limits = _limit_headers(form, vendor.limiter.requests, left, reset_s)
             if not is_let_in:
-                return _error(form, bill, Fault.RATE_LIMIT, Behaviour(reset=reset_s), limits)
+                return _error(request, form, bill, Fault.RATE_LIMIT, Behaviour(reset=reset_s), limits)
         return await self._misbehave(request, form, asked, behaviour, bill, limits)
 
     def _read(
@@ -225,10 +225,10 @@ class SimulatedProviders:
     ) -> web.StreamResponse:
         fault = behaviour.fault
         if fault in _ERRORS or (fault is Fault.PREFILL_REFUSED and asked.prefill is not None):
-            return _error(form, bill, fault, behaviour, limits)
+            return _error(request, form, bill, fault, behaviour, limits)
         if fault is Fault.CONTENT_FILTER:
             if form is not gemini_format:
-                return _error(form, bill, fault, behaviour, limits)
+                return _error(request, form, bill, fault, behaviour, limits)
             bill.outcome = "refused"
             blocked = gemini_format.blocked(asked)
             if asked.stream:
@@ -263,7 +263,7 @@ class SimulatedProviders:
         behaviour = behaviour or (script.next() if script else Behaviour())
         bill.fault = behaviour.fault.value
         if behaviour.fault in _ERRORS:
-            response = _error(openai_format, bill, behaviour.fault, behaviour)
+            response = _error(request, openai_format, bill, behaviour.fault, behaviour)
             self.bills.close(bill)
             return response
         self.bills.close(bill)
@@ -294,9 +294,15 @@ def _refusal(form: ModuleType, bill: Bill, refused: Refused) -> web.Response:
 
 
 def _error(
-    form: ModuleType, bill: Bill, fault: Fault, behaviour: Behaviour, limits: dict[str, str] | None = None
+    request: web.Request,
+    form: ModuleType,
+    bill: Bill,
+    fault: Fault,
+    behaviour: Behaviour,
+    limits: dict[str, str] | None = None,
 ) -> web.Response:
     bill.status, headers, body = form.error(fault, behaviour.reset)
+    body = echoed(request, behaviour, body)
     bill.outcome = "refused"
     return web.Response(
         status=bill.status, headers={**(limits or {}), **headers}, body=body, content_type="application/json"
