@@ -61,7 +61,7 @@ class Accounts:
         """The request's rows go to the ledger, its dollars to the key."""
         now = asyncio.get_running_loop().time()
         row = call.request_row(outcome, cause, now)
-        self.ledger.append(*call.rows, row)
+        call.ledger_number = self.ledger.append(*call.rows, row)
         if call.cost_usd or call.reserved_usd:
             call.client.settle(call.reserved_usd or 0.0, call.cost_usd, call.at)
         metrics = self.metrics

@@ -230,6 +230,8 @@ class Report(Struct, frozen=True):
     dropped_messages: int = 0
     notes: tuple[str, ...] = ()
     """What else the client should know: a replaced model, a detector's report."""
+    durable: bool | None = None
+    """Whether the answer's rows are on disk; None where the fleet does not ask for that, or before the end."""
 
 
 class ProviderError(OnebeatError):

@@ -15,7 +15,7 @@ from onebeat.conductor.answers import ProviderProblem, Report, Usage
 from onebeat.conductor.attempt import Attempt
 from onebeat.conductor.context import PromptSize
 from onebeat.conductor.errors import AttemptError
-from onebeat.conductor.ledger import AttemptRow, RequestRow
+from onebeat.conductor.ledger_rows import AttemptRow, RequestRow
 from onebeat.conductor.policy import Choice, Plan, Prediction
 from onebeat.conductor.pricing import cost_usd
 from onebeat.conductor.pursuit import Pursuit
@@ -46,6 +46,7 @@ class Call:
         "id",
         "last_attempt",
         "last_problem",
+        "ledger_number",
         "no_prefill",
         "notes",
         "output_before",
@@ -105,6 +106,8 @@ class Call:
         self.reserved_usd: float | None = None
         """Set aside of its key's budget; None before the first call."""
         self.rows: list[AttemptRow] = []
+        self.ledger_number = 0
+        """Of its last row, once they are entered."""
         self.cost_usd = 0.0
         self.notes: list[str] = []
         self.sent: list[str] = []

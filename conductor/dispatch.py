@@ -37,6 +37,7 @@ from onebeat.conductor.stream import Release
 from onebeat.conductor.watch import SOFT
 
 T = TypeVar("T")
+NOT_DURABLE = "the ledger has no disk to write to at the moment: this answer is in memory only"
 
 
 class Sink(Protocol):
@@ -131,9 +132,7 @@ class Dispatcher:
             report = call.report(attempt.choice, final=True)
             self._accounts.enter(call, "served", None)
             is_entered = True
-            if call.runtime.fleet.ledger.durable:
-                await self.ledger.committed()
-            await release.close(report)
+            await release.close(await self.made_durable(call, report))
         except (asyncio.CancelledError, ConnectionError):
             if not is_entered:
                 self._accounts.enter(call, "cancelled", "client left")
@@ -150,6 +149,15 @@ class Dispatcher:
             if not is_entered:
                 self._accounts.enter(call, "failed", "internal")
             raise
+
+    async def made_durable(self, call: Call, report: Report) -> Report:
+        """Where the fleet wants it, waits until the call's rows are on disk. A disk that fails holds up no answer: the
+        report says so, and `/metrics`, `/readyz` and the ledger's events do."""
+        if not call.runtime.fleet.ledger.durable:
+            return report
+        is_durable = await self.ledger.durable(call.ledger_number, len(call.rows) + 1)
+        notes = report.notes if is_durable else (*report.notes, NOT_DURABLE)
+        return msgspec.structs.replace(report, durable=is_durable, notes=notes)
 
     async def _decide(self, call: Call, plan: Plan | None = None) -> None:
         call.runtime.retries.deposit()

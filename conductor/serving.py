@@ -25,13 +25,14 @@ from onebeat.conductor.dispatch import Dispatcher
 from onebeat.conductor.engine_metrics import families
 from onebeat.conductor.fleet_file import load_fleet, missing_variables, retirements, unscored
 from onebeat.conductor.ledger import Ledger
+from onebeat.conductor.listening import GatewayServer
 from onebeat.conductor.metrics import Metrics
 from onebeat.conductor.planning import Planner
 from onebeat.conductor.report import spent_today
 from onebeat.conductor.runtime import make_runtime, midnight_utc, secrets_of
 from onebeat.conductor.scoring import LiveRouter, Scorer
 from onebeat.conductor.security import Redactor
-from onebeat.conductor.server import Gateway, make_server
+from onebeat.conductor.server import Gateway
 from onebeat.conductor.upstream import make_session
 from onebeat.engine.errors import ConfigError
 from onebeat.engine.records import Column
@@ -148,7 +149,7 @@ async def running(
         dispatcher = Dispatcher(planner, session, ledger, metrics)
         admin = Admin(planner, dispatcher, ledger, metrics, environ, lambda: _state_of(live), drift)
         gateway = Gateway(dispatcher, planner, admin)
-        server = make_server(gateway)
+        server = GatewayServer(gateway.handle, gateway.answer_broken, fleet.server)
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

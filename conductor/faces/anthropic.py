@@ -82,6 +82,10 @@ class AnthropicFace:
     def parse(self, body: bytes, headers: Mapping[str, str]) -> ChatRequest:
         return anthropic_request.parse(body, headers)
 
+    def parse_count(self, body: bytes, headers: Mapping[str, str]) -> ChatRequest:
+        """`POST /v1/messages/count_tokens`: as a message, without the length of its answer."""
+        return anthropic_request.parse(body, headers, is_count=True)
+
     def render_answer(self, answer: Answer, report: Report, *, created_s: int) -> bytes:
         block = block_of(report, answer.model)
         if answer.format is WireFormat.ANTHROPIC and answer.wire:

@@ -132,11 +132,13 @@ class _Reading:
         raise RequestError(f"{where}.source.type is {source.type!r}{nearest(source.type, known)}.", param=where)
 
 
-def parse(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
-    """Raises `RequestError`."""
+def parse(body: bytes, headers: Mapping[str, str], *, is_count: bool = False) -> ChatRequest:
+    """Raises `RequestError`. `is_count`: the tokens are only to be counted, and no `max_tokens` is needed."""
     wire = fields_of(body)
     options = options_of(wire.pop("onebeat", None), headers)
     given = decoded(_BODY, body)
+    if given.max_tokens is None and not is_count:
+        raise RequestError("max_tokens is missing; say how long the answer may be.", param="max_tokens")
     reading = _Reading()
     messages = _messages(given, reading, wire)
     tools, vendor_tool = _tools(given.tools)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from onebeat.conductor.answers import ProblemKind
-from tests.conductor.gateway_rig import CLOCKS, Rig, rig
+from tests.conductor.gateway_rig import CLOCKS, Result, Rig, rig
 
 KEY = "sk-simulated-0123456789"
 ODD_KEY = "plain.vendor.key.without.a.shape"
@@ -177,3 +178,36 @@ async def test_requests_at_once_share_no_budget_of_dollars(tmp_path: Path) -> No
 
 def test_the_deadline_is_a_kind_of_its_own() -> None:
     assert not ProblemKind.DEADLINE.is_retryable
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_disk_that_fails_stops_no_traffic_and_is_told(stream: bool, tmp_path: Path) -> None:
+    durable = (("[ledger]\n", "[ledger]\ndurable = true\n"),)
+    async with rig(tmp_path, change=durable) as bench:
+
+        def said(result: Result) -> object:
+            return result.chunks[-1]["onebeat"]["durable"] if stream else result.json["onebeat"]["durable"]
+
+        good = await bench.ask(stream=stream)
+        assert good.is_whole and said(good) is True and (stream or good.headers["x-onebeat-durable"] == "true")
+        holder = sqlite3.connect(bench.ledger)
+        holder.execute("BEGIN EXCLUSIVE")
+        for _ in range(3):
+            bad = await bench.ask(stream=stream)
+            assert bad.is_whole and said(bad) is False and (stream or bad.headers["x-onebeat-durable"] == "false")
+            assert b"in memory only" in bad.body
+        async with bench.session.get(bench.gateway.url + "/readyz") as response:
+            ledger = (await response.json())["ledger"]
+            assert response.status == 200 and not ledger["healthy"] and ledger["answers_not_durable"] == 3
+        async with bench.session.get(bench.gateway.url + "/metrics") as response:
+            assert "onebeat_ledger_not_durable 3.0" in await response.text()
+        holder.rollback()
+        holder.close()
+        assert await bench.gateway.ledger.committed(5.0)
+        again = await bench.ask(stream=stream)
+        assert said(again) is True and len(await bench.rows()) == 5
+        for _ in range(50):
+            if events := [row for row in await bench.rows("events") if row["kind"] == "not_durable"]:
+                break
+            await asyncio.sleep(0.02)
+        assert events[0]["detail"].startswith("3 answers")
