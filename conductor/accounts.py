@@ -43,7 +43,7 @@ class Accounts:
 
     def _count(self, call: Call, attempt: Attempt, error: AttemptError | None, usd: float, now: float) -> None:
         metrics, line = self.metrics, attempt.line
-        labels = ("chat", line.provider_name, line.upstream, attempt.response_model or "")
+        labels = (call.operation, line.provider_name, line.upstream, attempt.response_model or "")
         metrics.duration.observe(now - attempt.started, (*labels, error.cause if error is not None else ""))
         if attempt.usage is not None:
             metrics.tokens.observe(attempt.usage.input_tokens, ("input", *labels))

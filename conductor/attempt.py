@@ -30,7 +30,7 @@ from onebeat.conductor.answers import (
 from onebeat.conductor.config import Fleet
 from onebeat.conductor.errors import AttemptError
 from onebeat.conductor.policy import Choice
-from onebeat.conductor.providers.base import StreamDecoder
+from onebeat.conductor.providers.base import HttpRequest, StreamDecoder
 from onebeat.conductor.records import ChatRequest
 from onebeat.conductor.runtime import Line
 from onebeat.conductor.upstream import MAX_ERROR_BYTES, Patience, Upstream
@@ -54,6 +54,7 @@ class Attempt:
         "answer",
         "characters",
         "choice",
+        "extra_is_guess",
         "extra_usd",
         "findings",
         "finished",
@@ -107,6 +108,7 @@ class Attempt:
         """The client has some of this answer's text."""
         self.extra_usd = 0.0
         """What is not priced by tokens: a transcription's minutes."""
+        self.extra_is_guess = False
         self.findings: list[Finding] = []
         self.finished: Finished | None = None
         self._decoder: StreamDecoder | None = None
@@ -115,10 +117,11 @@ class Attempt:
 
     async def whole(self, request: ChatRequest) -> Answer:
         """The answer, not streamed. Raises `AttemptError`."""
-        self.patience.allow(self.fleet.resilience.whole_ms / 1e3, "whole answer")
-        await self._open(request, stream=False)
-        body = await self.upstream.read()
-        self.patience.close()
+        try:
+            http = self.line.provider.build_request(request, self.line.upstream, stream=False)
+        except ProviderError as error:
+            raise AttemptError(error.problem) from error
+        body = await self.exchange(http, "whole answer")
         try:
             answer = self.line.provider.parse_response(body)
         except ProviderError as error:
@@ -133,10 +136,22 @@ class Attempt:
                 raise bad_answer(finding)
         return answer
 
+    async def exchange(self, http: HttpRequest, phase: str) -> bytes:
+        """A whole 200's body within the clock of whole answers, which `phase` names. Raises `AttemptError`."""
+        self.patience.allow(self.fleet.resilience.whole_ms / 1e3, phase)
+        await self._send(http)
+        body = await self.upstream.read()
+        self.patience.close()
+        return body
+
     async def begin(self, request: ChatRequest) -> list[StreamEvent]:
         """Opens the stream and reads on until there is content: the events so far. Raises `AttemptError`."""
         self.patience.allow(self.fleet.resilience.first_token_ms / 1e3, "first token")
-        await self._open(request, stream=True)
+        try:
+            http = self.line.provider.build_request(request, self.line.upstream, stream=True)
+        except ProviderError as error:
+            raise AttemptError(error.problem) from error
+        await self._send(http)
         self._decoder = self.line.provider.decoder()
         events: list[StreamEvent] = []
         while True:
@@ -183,12 +198,9 @@ class Attempt:
             if self._has_ended:
                 return events
 
-    async def _open(self, request: ChatRequest, *, stream: bool) -> None:
+    async def _send(self, http: HttpRequest) -> None:
+        """Opens the call; a status other than 200 is a failure. Raises `AttemptError`."""
         provider = self.line.provider
-        try:
-            http = provider.build_request(request, self.line.upstream, stream=stream)
-        except ProviderError as error:
-            raise AttemptError(error.problem) from error
         response = await self.upstream.open(self.line.url(http.path), http)
         self.status = response.status
         if response.status != 200:

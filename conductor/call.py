@@ -49,6 +49,7 @@ class Call:
         "ledger_number",
         "no_prefill",
         "notes",
+        "operation",
         "output_before",
         "plan",
         "predictions",
@@ -96,6 +97,8 @@ class Call:
         self.deadline_at = self.asked_deadline_at or now + runtime.fleet.contingency.deadline_ms / 1e3
         """Until when the request waits for a route that is free."""
         self.tradeoff = 0.5
+        self.operation = "chat"
+        """chat | transcription"""
         self.plan: Plan | None = None
         self.pursuit: Pursuit | None = None
         self.predictions: dict[str, Prediction] | None = None
@@ -169,6 +172,7 @@ class Call:
     def ended(self, attempt: Attempt, outcome: str, error: AttemptError | None, now: float) -> float:
         """Enters one attempt; its price by the model that the response names. Returns its dollars."""
         usage, estimated = attempt.billed()
+        estimated = estimated or (attempt.extra_is_guess and attempt.extra_usd > 0)
         name = attempt.line.name
         usd = attempt.extra_usd
         if usage is not _ZERO and (usage.input_tokens or usage.output_tokens):
@@ -239,7 +243,9 @@ class Call:
             usage = Usage(self.rows[-1].input_tokens, self.rows[-1].output_tokens)
         best = runtime.table.always_best
         best_usd = 0.0
-        if best is not None:
+        if self.operation != "chat":
+            best, best_usd = None, self.cost_usd  # Nothing was chosen by quality, and nothing saved.
+        elif best is not None:
             best_usd = cost_usd(runtime.fleet.models[best], Usage(usage.input_tokens, usage.output_tokens))
         first = plan.choices[0] if plan is not None else None
         propensity = first.propensity if first is not None else 1.0

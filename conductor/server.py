@@ -177,9 +177,10 @@ class Gateway:
 
     async def _transcribe(self, request: web.BaseRequest) -> web.StreamResponse:
         runtime = self.planner.runtime
-        client = runtime.keys.identify(plain_headers(request))
+        headers = plain_headers(request)
+        client = runtime.keys.identify(headers)
         client.admit(time.time())
-        return await self.transcriber.handle(request, runtime, client)
+        return await self.transcriber.handle(request, runtime, client, headers)
 
 
 class HttpSink:

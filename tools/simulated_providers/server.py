@@ -28,6 +28,7 @@ from tools.simulated_providers.delivery import deliver, echoed
 from tools.simulated_providers.openai_format import Refused
 from tools.simulated_providers.script import Behaviour, Fault, Limiter, Script, behaviour_of
 from tools.simulated_providers.speech import Asked, speak
+from tools.simulated_providers.transcripts import transcript
 
 _ERRORS = (
     Fault.RATE_LIMIT,
@@ -257,20 +258,21 @@ class SimulatedProviders:
             body = openai_format.error_body("you must provide a file and a model", "invalid_request_error", None)
             return web.Response(status=400, body=body, content_type="application/json")
         data = upload.file.read()
+        upload.file.close()
         bill.model, bill.outcome, bill.ended_s = str(form["model"]), "served", time.time()
         script = self.vendor(bill.vendor).scripts.get(bill.model) or self.vendor(bill.vendor).scripts.get("")
         behaviour = behaviour_of(request.headers["x-sim-fault"]) if "x-sim-fault" in request.headers else None
         behaviour = behaviour or (script.next() if script else Behaviour())
         bill.fault = behaviour.fault.value
+        bill.input_tokens = 0
+        if behaviour.fault is Fault.SILENCE:
+            await asyncio.sleep(3600)
         if behaviour.fault in _ERRORS:
             response = _error(request, openai_format, bill, behaviour.fault, behaviour)
             self.bills.close(bill)
             return response
         self.bills.close(bill)
-        text = f"This is what {upload.filename} says in {len(data)} bytes."
-        if form.get("response_format") == "text":
-            return web.Response(text=text)
-        return web.json_response({"text": text, "usage": {"type": "duration", "seconds": max(1, len(data) // 32000)}})
+        return transcript(request, behaviour, form, str(upload.filename), data)
 
 
 def _reset(request: web.Request, bill: Bill) -> web.Response:
