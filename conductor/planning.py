@@ -72,6 +72,9 @@ class Planner:
         if model is None:
             raise self._unknown(name)
         fallbacks = request.options.fallbacks
+        for fallback in fallbacks or ():
+            if fallback not in runtime.fleet.models:
+                raise self._unknown(fallback, "fallbacks")
         names = (name, *(model.fallbacks if fallbacks is None else fallbacks))
         try:
             call.plan = named_plan(runtime.table, ask, names, status)
@@ -95,12 +98,12 @@ class Planner:
         lines = [runtime.lines[name] for name in names]
         return max((size.tokens(line.route.model.bytes_per_token, line.scale.ratio), line.name) for line in lines)
 
-    def _unknown(self, name: str) -> RequestError:
+    def _unknown(self, name: str, param: str = "model") -> RequestError:
         known = self.runtime.fleet.models
         near = get_close_matches(name, [*known, AUTO], n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"known are {AUTO}, {', '.join(sorted(known))}."
         sentence = f"The model {name!r} is not in this gateway's fleet; {hint}"
-        return RequestError(sentence, status=404, code="model_not_found", param="model")
+        return RequestError(sentence, status=404, code="model_not_found", param=param)
 
     def _ask(self, call: Call) -> Ask:
         request, runtime = call.request, call.runtime

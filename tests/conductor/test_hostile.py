@@ -211,3 +211,75 @@ async def test_a_disk_that_fails_stops_no_traffic_and_is_told(stream: bool, tmp_
                 break
             await asyncio.sleep(0.02)
         assert events[0]["detail"].startswith("3 answers")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_schemas_and_fallbacks_that_are_none_reach_nobody(path: str, tmp_path: Path) -> None:
+    async with rig(tmp_path) as bench:
+        for schema in ("x", 5, [], True):
+            if path == "/v1/messages":
+                asked: list[dict[str, object]] = [
+                    {"tools": [{"name": "f", "input_schema": schema}]},
+                    {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
+                ]
+            else:
+                form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+                asked = [
+                    {"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]},
+                    {"response_format": form},
+                ]
+            for fields in asked:
+                result = await bench.ask("gpt-4o", path=path, **fields)
+                assert result.status == 400 and "no JSON schema" in result.json["error"]["message"]
+        result = await bench.ask("gpt-4o", path=path, onebeat={"fallbacks": ["claude-simulatd"]})
+        assert result.status == 404 and "did you mean claude-simulated" in result.json["error"]["message"]
+        assert not bench.sim.bills.totals
+
+
+async def test_clients_that_leave_at_every_stage_leave_nothing_behind(tmp_path: Path) -> None:
+    clocks = CLOCKS.replace("[resilience]", "[resilience]\nmax_concurrency = 3").replace("_ms = 400", "_ms = 3000")
+    both = keys(c="budget_usd_per_day = 1.0\nexpensive_calls_per_hour = 1000")
+    costly = ('[models."gpt-4o"]\n', '[models."gpt-4o"]\nexpensive = true\n')
+    async with rig(tmp_path, both, clocks=clocks, change=(costly,)) as bench:
+        bench.sim.script("openai", always="ok:first_ms=60;chunk_ms=5")
+        host, port = bench.gateway.url.removeprefix("http://").split(":")
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-api-key: key-c\r\ncontent-length: %d\r\n\r\n"
+
+        async def leave(stream: bool, after_s: float, half: bool) -> None:
+            body = b'{"model":"gpt-4o","stream":%s,"messages":[{"role":"user","content":"hi"}]}'
+            body %= b"true" if stream else b"false"
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head % len(body) + (body[:20] if half else body))
+            await asyncio.sleep(after_s)
+            writer.transport.abort()
+
+        stages = [(stream, after, False) for stream in (False, True) for after in (0.0, 0.005, 0.03, 0.07, 0.12, 0.2)]
+        await asyncio.gather(*(leave(*stage) for stage in [*stages, *stages, (False, 0.02, True)]))
+        gateway = bench.gateway.gateway
+        for _ in range(200):
+            if not gateway.under_way and not len(gateway.dispatcher.room):
+                break
+            await asyncio.sleep(0.02)
+        state = gateway.planner.runtime.lines["gpt-4o"].state
+        assert gateway.under_way == 0 and len(gateway.dispatcher.room) == 0 and state.concurrency.in_flight == 0
+        client = gateway.planner.runtime.keys.clients()[0]
+        assert client._reserved_usd == pytest.approx(0.0)
+        assert state.breaker.opened_at is None
+        billed = [row for row in await bench.rows("attempts") if row["status"] == 200]
+        assert len(client._expensive) == len(billed)
+        assert (await bench.ask("gpt-4o", headers={"x-api-key": "key-c"})).is_whole
+
+
+async def test_a_broken_config_under_load_costs_nobody_his_answer(tmp_path: Path) -> None:
+    async with rig(tmp_path) as bench:
+        wrong = tmp_path / "wrong.toml"
+        bench.sim.script("openai", always="ok:chunk_ms=2")
+        under_load = [asyncio.create_task(bench.ask("gpt-4o", stream=bool(n % 2))) for n in range(30)]
+        for text in ("[serer]\n", "\x00", "[models.x]\n", "[providers]\nopenai = 5\n", "a = [[[[", ""):
+            await asyncio.sleep(0.01)
+            wrong.write_text(text)
+            assert not bench.gateway.reload(str(wrong), {})
+        wrong.unlink()
+        assert not bench.gateway.reload(str(wrong), {})
+        assert all(result.is_whole for result in await asyncio.gather(*under_load))
+        assert len([row for row in await bench.rows("events") if row["kind"] == "reload_refused"]) == 7

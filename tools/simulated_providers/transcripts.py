@@ -26,7 +26,8 @@ def transcript(request: web.Request, behaviour: Behaviour, form: Any, name: str,
     if fault is Fault.EMPTY:
         return web.Response(body=b"", content_type="text/plain")
     options = {key: form.getall(key) for key in form if key not in ("file", "model")}
-    text = f"This is what {name} says in {len(data)} bytes with {json.dumps(options)}."
+    told = f" with {json.dumps(options)}" if options else ""
+    text = f"This is what {name} says in {len(data)} bytes{told}."
     if asked == "text":
         return web.Response(text=text + "\n")
     if asked in ("srt", "vtt"):
