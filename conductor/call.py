@@ -155,15 +155,13 @@ class Call:
         """Whether this route may be called now: it has room, and the client's key bears it. Both are counted then, in
         one step, so that requests that come at once cannot share a last place. Raises `RequestError` 429 where the
         key's budget of dollars is set aside for others."""
-        state, model = self.runtime.lines[choice.route.name].state, choice.route.model
-        if state.blocked_until(now, choice.prompt_tokens) is not None:
-            return False
+        model = choice.route.model
         if self.reserved_usd is None:
             self.client.reserve(choice.cost_usd, self.at)
             self.reserved_usd = choice.cost_usd
         if model.expensive and not self.client.take_expensive(self.at):
             return False
-        if state.acquire(now, choice.prompt_tokens):
+        if self.runtime.lines[choice.route.name].state.acquire(now, choice.prompt_tokens):
             return True
         if model.expensive:
             self.client.give_back_expensive(self.at)
