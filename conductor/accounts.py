@@ -27,6 +27,8 @@ class Accounts:
         attempt.upstream.close()
         line = attempt.line
         usd = call.ended(attempt, outcome, error, now)
+        if attempt.choice.route.model.expensive and not attempt.accepted:
+            call.client.give_back_expensive(call.at)
         if outcome == "served" or (error is not None and error.finding is not None):
             line.state.succeeded(attempt.first_token_ms, 1e3 * (now - attempt.started))
             if attempt.usage is not None and not call.request.has_images:
@@ -41,7 +43,7 @@ class Accounts:
 
     def _count(self, call: Call, attempt: Attempt, error: AttemptError | None, usd: float, now: float) -> None:
         metrics, line = self.metrics, attempt.line
-        labels = ("chat", line.provider_name, line.upstream, attempt.response_model or "")
+        labels = (call.operation, line.provider_name, line.upstream, attempt.response_model or "")
         metrics.duration.observe(now - attempt.started, (*labels, error.cause if error is not None else ""))
         if attempt.usage is not None:
             metrics.tokens.observe(attempt.usage.input_tokens, ("input", *labels))
@@ -59,9 +61,9 @@ class Accounts:
         """The request's rows go to the ledger, its dollars to the key."""
         now = asyncio.get_running_loop().time()
         row = call.request_row(outcome, cause, now)
-        self.ledger.append(*call.rows, row)
-        if call.cost_usd:
-            call.client.charge(call.cost_usd, call.at)
+        call.ledger_number = self.ledger.append(*call.rows, row)
+        if call.cost_usd or call.reserved_usd:
+            call.client.settle(call.reserved_usd or 0.0, call.cost_usd, call.at)
         metrics = self.metrics
         metrics.requests.add(1.0, (row.face, outcome, row.decided_by))
         metrics.added.observe(now - call.started, (outcome,))

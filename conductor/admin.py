@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from onebeat.conductor.call import Call
 from onebeat.conductor.dispatch import Dispatcher
-from onebeat.conductor.ledger import FeedbackRow, Ledger
+from onebeat.conductor.ledger import Ledger
+from onebeat.conductor.ledger_rows import FeedbackRow
 from onebeat.conductor.metrics import Metrics
 from onebeat.conductor.planning import AUTO, Planner
 from onebeat.conductor.records import RequestError
@@ -89,6 +90,7 @@ class Admin:
             ("onebeat_ledger_healthy", "1 while rows reach the disk.", lambda: self._ledger.status().healthy),
             ("onebeat_ledger_waiting_rows", "Rows in memory.", lambda: self._ledger.status().waiting_rows),
             ("onebeat_ledger_dropped_rows", "Rows lost.", lambda: self._ledger.status().dropped_rows),
+            ("onebeat_ledger_not_durable", "Given before they were on disk.", lambda: self._ledger.status().undurable),
         ]
         if self._drift is not None:
             plain.append(("onebeat_drift", "1 while live prompts differ from the fitted.", self._has_drifted))
@@ -124,7 +126,13 @@ class Admin:
             "status": "ready" if is_ready else "draining" if self.is_draining else "not ready",
             "router": {"ready": ready, "healthy": healthy},
             "routes": {"free": free, "all": len(lines)},
-            "ledger": {"healthy": ledger.healthy, "error": ledger.error, "dropped_rows": ledger.dropped_rows},
+            "ledger": {
+                "healthy": ledger.healthy,
+                "error": ledger.error,
+                "waiting_rows": ledger.waiting_rows,
+                "dropped_rows": ledger.dropped_rows,
+                "answers_not_durable": ledger.undurable,
+            },
         }
         return web.Response(status=200 if is_ready else 503, body=msgspec.json.encode(body), headers=_JSON)
 

@@ -116,6 +116,8 @@ class ProblemKind(StrEnum):
     SERVER_ERROR = "server_error"
     CONNECTION = "connection"
     TIMEOUT = "timeout"
+    DEADLINE = "deadline"
+    """The caller's own deadline passed: it says nothing about the route."""
     STALLED = "stalled"
     CUT = "cut"
     """The stream ended without a finish reason."""
@@ -171,7 +173,7 @@ class ProviderProblem(Struct, frozen=True, tag=True):
 
     kind: ProblemKind
     message: str
-    """The vendor's sentence, with nothing secret in it."""
+    """The vendor's sentence. The dispatcher takes secrets out of it before anything reads it."""
     status: int | None = None
     code: str | None = None
     """The vendor's own word for it."""
@@ -228,6 +230,8 @@ class Report(Struct, frozen=True):
     dropped_messages: int = 0
     notes: tuple[str, ...] = ()
     """What else the client should know: a replaced model, a detector's report."""
+    durable: bool | None = None
+    """Whether the answer's rows are on disk; None where the fleet does not ask for that, or before the end."""
 
 
 class ProviderError(OnebeatError):

@@ -7,6 +7,7 @@ Knows no other attempt and no client: what is sent on, and what comes after a fa
 from __future__ import annotations
 
 import asyncio
+import math
 
 import aiohttp
 import msgspec
@@ -29,7 +30,7 @@ from onebeat.conductor.answers import (
 from onebeat.conductor.config import Fleet
 from onebeat.conductor.errors import AttemptError
 from onebeat.conductor.policy import Choice
-from onebeat.conductor.providers.base import StreamDecoder
+from onebeat.conductor.providers.base import HttpRequest, StreamDecoder
 from onebeat.conductor.records import ChatRequest
 from onebeat.conductor.runtime import Line
 from onebeat.conductor.upstream import MAX_ERROR_BYTES, Patience, Upstream
@@ -45,7 +46,6 @@ class Attempt:
     """One call. Made once the line's state has counted it; ended by the dispatcher, whatever happens."""
 
     __slots__ = (
-        "_deadline_at",
         "_decoder",
         "_error",
         "_has_ended",
@@ -54,6 +54,7 @@ class Attempt:
         "answer",
         "characters",
         "choice",
+        "extra_is_guess",
         "extra_usd",
         "findings",
         "finished",
@@ -81,18 +82,18 @@ class Attempt:
         act_on_soft: bool,
         deadline_at: float | None = None,
     ) -> None:
-        """`deadline_at`: the caller's own, where he gave one."""
+        """`deadline_at`: when the answer must have begun, where the caller said so."""
         resilience = fleet.resilience
         self.fleet = fleet
         self.line = line
         self.choice = choice
-        self.patience = Patience((resilience.total_ms if request.stream else resilience.whole_ms) / 1e3)
+        total_ms = resilience.total_ms if request.stream else resilience.whole_ms
+        self.patience = Patience(total_ms / 1e3, math.inf if deadline_at is None else deadline_at)
         self.upstream = Upstream(session, self.patience)
         self.watch = Watch(
             fleet.watch, wants_json=request.answer_format is not None, max_output_tokens=request.max_output_tokens
         )
         self.act_on_soft = act_on_soft
-        self._deadline_at = deadline_at
         self.started = self.patience.fed_at
         self.first_token_at: float | None = None
         self.accepted = False
@@ -107,6 +108,7 @@ class Attempt:
         """The client has some of this answer's text."""
         self.extra_usd = 0.0
         """What is not priced by tokens: a transcription's minutes."""
+        self.extra_is_guess = False
         self.findings: list[Finding] = []
         self.finished: Finished | None = None
         self._decoder: StreamDecoder | None = None
@@ -115,10 +117,11 @@ class Attempt:
 
     async def whole(self, request: ChatRequest) -> Answer:
         """The answer, not streamed. Raises `AttemptError`."""
-        self.patience.allow(self._within(self.fleet.resilience.whole_ms), "whole answer")
-        await self._open(request, stream=False)
-        body = await self.upstream.read()
-        self.patience.close()
+        try:
+            http = self.line.provider.build_request(request, self.line.upstream, stream=False)
+        except ProviderError as error:
+            raise AttemptError(error.problem) from error
+        body = await self.exchange(http, "whole answer")
         try:
             answer = self.line.provider.parse_response(body)
         except ProviderError as error:
@@ -133,10 +136,22 @@ class Attempt:
                 raise bad_answer(finding)
         return answer
 
+    async def exchange(self, http: HttpRequest, phase: str) -> bytes:
+        """A whole 200's body within the clock of whole answers, which `phase` names. Raises `AttemptError`."""
+        self.patience.allow(self.fleet.resilience.whole_ms / 1e3, phase)
+        await self._send(http)
+        body = await self.upstream.read()
+        self.patience.close()
+        return body
+
     async def begin(self, request: ChatRequest) -> list[StreamEvent]:
         """Opens the stream and reads on until there is content: the events so far. Raises `AttemptError`."""
-        self.patience.allow(self._within(self.fleet.resilience.first_token_ms), "first token")
-        await self._open(request, stream=True)
+        self.patience.allow(self.fleet.resilience.first_token_ms / 1e3, "first token")
+        try:
+            http = self.line.provider.build_request(request, self.line.upstream, stream=True)
+        except ProviderError as error:
+            raise AttemptError(error.problem) from error
+        await self._send(http)
         self._decoder = self.line.provider.decoder()
         events: list[StreamEvent] = []
         while True:
@@ -146,6 +161,7 @@ class Attempt:
             if self._has_ended or self.finished is not None:
                 return events
             if any(isinstance(event, _CONTENT) for event in events):
+                self.patience.meet()
                 self.patience.allow(self.fleet.resilience.between_tokens_ms / 1e3, "between tokens")
                 return events
 
@@ -182,17 +198,9 @@ class Attempt:
             if self._has_ended:
                 return events
 
-    def _within(self, limit_ms: float) -> float:
-        if self._deadline_at is None:
-            return limit_ms / 1e3
-        return max(0.001, min(limit_ms / 1e3, self._deadline_at - self.started))
-
-    async def _open(self, request: ChatRequest, *, stream: bool) -> None:
+    async def _send(self, http: HttpRequest) -> None:
+        """Opens the call; a status other than 200 is a failure. Raises `AttemptError`."""
         provider = self.line.provider
-        try:
-            http = provider.build_request(request, self.line.upstream, stream=stream)
-        except ProviderError as error:
-            raise AttemptError(error.problem) from error
         response = await self.upstream.open(self.line.url(http.path), http)
         self.status = response.status
         if response.status != 200:

@@ -5,6 +5,7 @@ Enters: facts from the dispatcher. Leaves: the `Report` for the client and the r
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 
@@ -14,7 +15,7 @@ from onebeat.conductor.answers import ProviderProblem, Report, Usage
 from onebeat.conductor.attempt import Attempt
 from onebeat.conductor.context import PromptSize
 from onebeat.conductor.errors import AttemptError
-from onebeat.conductor.ledger import AttemptRow, RequestRow
+from onebeat.conductor.ledger_rows import AttemptRow, RequestRow
 from onebeat.conductor.policy import Choice, Plan, Prediction
 from onebeat.conductor.pricing import cost_usd
 from onebeat.conductor.pursuit import Pursuit
@@ -33,6 +34,7 @@ class Call:
 
     __slots__ = (
         "act_on_soft",
+        "asked_deadline_at",
         "at",
         "attempts",
         "client",
@@ -40,11 +42,14 @@ class Call:
         "deadline_at",
         "dropped_messages",
         "first_token_ms",
+        "has_waited",
         "id",
         "last_attempt",
         "last_problem",
+        "ledger_number",
         "no_prefill",
         "notes",
+        "operation",
         "output_before",
         "plan",
         "predictions",
@@ -53,6 +58,7 @@ class Call:
         "reason",
         "region",
         "request",
+        "reserved_usd",
         "response_model",
         "router_ms",
         "rows",
@@ -86,14 +92,25 @@ class Call:
         self.region = region
         self.priority: Priority = client.priority(request.options.priority)
         asked_ms = request.options.deadline_ms
-        self.deadline_at = now + (asked_ms or runtime.fleet.contingency.deadline_ms) / 1e3
+        self.asked_deadline_at = None if asked_ms is None else now + asked_ms / 1e3
+        """When the answer must have begun because the client said so; no call starts after it."""
+        self.deadline_at = self.asked_deadline_at or now + runtime.fleet.contingency.deadline_ms / 1e3
+        """Until when the request waits for a route that is free."""
         self.tradeoff = 0.5
+        self.operation = "chat"
+        """chat | transcription"""
         self.plan: Plan | None = None
         self.pursuit: Pursuit | None = None
         self.predictions: dict[str, Prediction] | None = None
         self.router_ms = 0.0
         self.attempts = 0
+        self.has_waited = False
+        """In the waiting room, since its last call."""
+        self.reserved_usd: float | None = None
+        """Set aside of its key's budget; None before the first call."""
         self.rows: list[AttemptRow] = []
+        self.ledger_number = 0
+        """Of its last row, once they are entered."""
         self.cost_usd = 0.0
         self.notes: list[str] = []
         self.sent: list[str] = []
@@ -115,9 +132,45 @@ class Call:
         self.no_prefill: set[str] = set()
         """Lines that refused to continue this answer."""
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the client's own deadline has passed with no content out: nothing may be called for it any more."""
+        at = self.asked_deadline_at
+        return at is not None and not self.sent and asyncio.get_running_loop().time() >= at
+
+    @property
+    def has_local_model(self) -> bool:
+        """Whether the local model stands by for this request: it has not been called yet."""
+        local = self.runtime.fleet.contingency.local_model
+        return local is not None and not self.sent and all(row.model != local for row in self.rows)
+
+    def calls_left(self) -> int:
+        """Upstream calls that the budget still holds. One of them is kept for the last resort (the local model, or the
+        answer that a detector only disliked) where there is one and the budget is more than a single call."""
+        most = self.runtime.fleet.resilience.max_attempts
+        kept = most > 1 and (self.soft_choice is not None or self.has_local_model)
+        return most - self.attempts - kept
+
+    def acquire(self, choice: Choice, now: float) -> bool:
+        """Whether this route may be called now: it has room, and the client's key bears it. Both are counted then, in
+        one step, so that requests that come at once cannot share a last place. Raises `RequestError` 429 where the
+        key's budget of dollars is set aside for others."""
+        model = choice.route.model
+        if self.reserved_usd is None:
+            self.client.reserve(choice.cost_usd, self.at)
+            self.reserved_usd = choice.cost_usd
+        if model.expensive and not self.client.take_expensive(self.at):
+            return False
+        if self.runtime.lines[choice.route.name].state.acquire(now, choice.prompt_tokens):
+            return True
+        if model.expensive:
+            self.client.give_back_expensive(self.at)
+        return False
+
     def ended(self, attempt: Attempt, outcome: str, error: AttemptError | None, now: float) -> float:
         """Enters one attempt; its price by the model that the response names. Returns its dollars."""
         usage, estimated = attempt.billed()
+        estimated = estimated or (attempt.extra_is_guess and attempt.extra_usd > 0)
         name = attempt.line.name
         usd = attempt.extra_usd
         if usage is not _ZERO and (usage.input_tokens or usage.output_tokens):
@@ -188,7 +241,9 @@ class Call:
             usage = Usage(self.rows[-1].input_tokens, self.rows[-1].output_tokens)
         best = runtime.table.always_best
         best_usd = 0.0
-        if best is not None:
+        if self.operation != "chat":
+            best, best_usd = None, self.cost_usd  # Nothing was chosen by quality, and nothing saved.
+        elif best is not None:
             best_usd = cost_usd(runtime.fleet.models[best], Usage(usage.input_tokens, usage.output_tokens))
         first = plan.choices[0] if plan is not None else None
         propensity = first.propensity if first is not None else 1.0

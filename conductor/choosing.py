@@ -10,13 +10,15 @@ import asyncio
 
 import msgspec
 
-from onebeat.conductor.answers import ProblemKind
+from onebeat.conductor.answers import ProblemKind, ProviderProblem
 from onebeat.conductor.call import Call
 from onebeat.conductor.contingency import ShedError, WaitingRoom
 from onebeat.conductor.errors import UnansweredError, unanswered
 from onebeat.conductor.planning import Planner
 from onebeat.conductor.policy import Choice
 from onebeat.conductor.pursuit import Wait
+
+EXPENSIVE = "expensive_calls"
 
 
 class Chooser:
@@ -27,6 +29,23 @@ class Chooser:
         self.room = room
 
     async def next(self, call: Call) -> Choice:
+        """The next route, which has counted the call. Raises `UnansweredError`, or `RequestError` over a budget."""
+        try:
+            return await self._next(call)
+        finally:
+            # Who was woken for a route and does not call it passes the word on, or those behind would sleep on.
+            if call.has_waited and len(self.room):
+                call.has_waited = False
+                self._pass_on(call)
+
+    def _pass_on(self, call: Call) -> None:
+        now = asyncio.get_running_loop().time()
+        assert call.pursuit is not None
+        for choice in call.pursuit.plan.choices:
+            if call.runtime.lines[choice.route.name].state.blocked_until(now) is None:
+                self.room.freed(choice.route.name)
+
+    async def _next(self, call: Call) -> Choice:
         runtime, pursuit = call.runtime, call.pursuit
         assert pursuit is not None
         loop = asyncio.get_running_loop()
@@ -37,14 +56,20 @@ class Chooser:
             def blocked_until(choice: Choice, now: float = now) -> float | None:
                 return runtime.lines[choice.route.name].state.blocked_until(now, choice.prompt_tokens)
 
-            if call.attempts >= runtime.fleet.resilience.max_attempts:
+            if call.is_late:
+                raise self._late(call)
+            if call.calls_left() <= 0:
                 return self._last_or_raise(call, now, f"{call.attempts} attempts came to nothing")
             picked = pursuit.next(now, blocked_until)
             if isinstance(picked, Choice):
+                if picked.route.model.expensive and not call.client.expensive_allowed(call.at):
+                    pursuit.exclude(picked.route.name)  # Others of this key took the last calls since the decision.
+                    call.last_problem = call.last_problem or _over_the_limit(call)
+                    continue
                 if not is_paid and not runtime.retries.spend():
                     return self._last_or_raise(call, now, "the budget of retries is spent")
                 is_paid = True
-                if runtime.lines[picked.route.name].state.acquire(now, picked.prompt_tokens):
+                if call.acquire(picked, now):
                     return picked
             elif picked is None:
                 return self._last_or_raise(call, now, "no route is left to try")
@@ -64,21 +89,23 @@ class Chooser:
         pursuit = call.pursuit
         assert pursuit is not None
         retry_after_s = picked.until - now if picked.until < 1e18 else None
+        wait_until = _wait_until(call, now)
         names = [choice.route.name for choice in pursuit.plan.choices]
-        if picked.until != float("inf") and picked.until > call.deadline_at:
+        if picked.until != float("inf") and picked.until > wait_until:
             last = self._last_resort(call, now)
             if last is None:
                 raise self._unavailable(call, retry_after_s, "every route is busy beyond this request's deadline")
             return last
+        call.has_waited = True
         try:
-            await self.room.wait(picked.until, call.priority, names, call.deadline_at)
+            await self.room.wait(picked.until, call.priority, names, wait_until)
         except ShedError as error:
             last = self._last_resort(call, now)
             if last is None:
                 raise self._unavailable(call, retry_after_s, f"shed: {error}") from None
             return last
-        if asyncio.get_running_loop().time() >= call.deadline_at:
-            last = self._last_resort(call, now)
+        if asyncio.get_running_loop().time() >= wait_until:
+            last = self._last_resort(call, asyncio.get_running_loop().time())
             if last is None:
                 raise self._unavailable(call, retry_after_s, "no route came free before this request's deadline")
             return last
@@ -86,26 +113,39 @@ class Chooser:
 
     def _last_resort(self, call: Call, now: float) -> Choice | None:
         """The answer that a detector only disliked, asked for again; then the local model."""
-        if call.sent:
+        if call.sent or call.is_late or call.attempts >= call.runtime.fleet.resilience.max_attempts:
             return None
-        lines, local = call.runtime.lines, call.runtime.fleet.contingency.local_model
+        local = call.runtime.fleet.contingency.local_model
         if call.soft_choice is not None:
             choice, call.soft_choice, call.act_on_soft = call.soft_choice, None, False
-            if lines[choice.route.name].state.acquire(now, choice.prompt_tokens):
+            if call.acquire(choice, now):
                 return choice
-        if local is None or any(row.model == local for row in call.rows):
-            return None
-        if not lines[local].state.acquire(now, 0):
+        if local is None or not call.has_local_model:
             return None
         choice = self._planner.local_choice(call, local)
+        if not call.acquire(choice, now):
+            return None
         call.notes.append(f"nothing else could answer in time: the local model {local} did")
         return choice
+
+    def _late(self, call: Call) -> UnansweredError:
+        asked_ms = call.request.options.deadline_ms
+        what = "passed before any model could be asked"
+        if call.last_problem is not None:
+            late = call.last_problem.kind is ProblemKind.DEADLINE
+            what = "passed without an answer" if late else f"leaves no other try ({call.last_problem.message})"
+        message = f"The request's own deadline of {asked_ms:g} ms {what}; give it longer."
+        return UnansweredError(ProviderProblem(ProblemKind.DEADLINE, message))
 
     def _exhausted(self, call: Call, why: str) -> UnansweredError:
         """What the client is told: the last attempt's own problem, or a 503 where every route is only busy."""
         problem = call.last_problem
         if problem is None:
             return self._unavailable(call, None, why)
+        if problem.code == EXPENSIVE:
+            return UnansweredError(problem, EXPENSIVE)
+        if problem.kind is ProblemKind.DEADLINE:
+            return self._late(call)
         if problem.kind in (ProblemKind.RATE_LIMITED, ProblemKind.OVERLOADED, ProblemKind.QUOTA_EXHAUSTED):
             return self._unavailable(call, problem.retry_after_s, why)
         final = (ProblemKind.CONTENT_POLICY, ProblemKind.INVALID_REQUEST, ProblemKind.CONTEXT_OVERFLOW)
@@ -126,3 +166,19 @@ class Chooser:
             retry_after_s = call.runtime.fleet.contingency.retry_after_ms / 1e3
         wait_s = max(1.0, retry_after_s)
         return unanswered(f"No model can answer now ({why}); try again in {wait_s:.0f} s.", retry_after_s)
+
+
+def _wait_until(call: Call, now: float) -> float:
+    """Until when a route is waited for. A local model that stands by gets the second half of the client's own deadline:
+    asked for at its end it could not answer in time."""
+    if call.asked_deadline_at is None or call.sent or not call.has_local_model:
+        return call.deadline_at
+    return now + (call.deadline_at - now) / 2
+
+
+def _over_the_limit(call: Call) -> ProviderProblem:
+    key = call.client.key
+    most = key.expensive_calls_per_hour if key is not None else 0
+    wait_s = call.client.expensive_free_in_s(call.at)
+    message = f"This key has used up its {most} expensive calls for the hour; the next is free in {wait_s:.0f} s."
+    return ProviderProblem(ProblemKind.RATE_LIMITED, message, code=EXPENSIVE, retry_after_s=wait_s)

@@ -143,7 +143,8 @@ class LedgerSection(_Section, frozen=True):
     path: str = "onebeat-ledger.sqlite"
     store_prompts: bool = False
     durable: bool = False
-    """Whether the end of an answer waits until its rows are on disk (a few milliseconds): then `kill -9` loses none."""
+    """Whether the end of an answer waits until its rows are on disk (a few milliseconds): then `kill -9` loses none.
+    Where the disk fails, answers go out all the same and say so (`x-onebeat-durable: false`)."""
     queue_rows: int = 100_000
     """Rows that may wait for the disk; beyond them rows are dropped, counted and reported."""
 

@@ -37,6 +37,7 @@ from onebeat.conductor.stream import Release
 from onebeat.conductor.watch import SOFT
 
 T = TypeVar("T")
+NOT_DURABLE = "the ledger has no disk to write to at the moment: this answer is in memory only"
 
 
 class Sink(Protocol):
@@ -131,9 +132,7 @@ class Dispatcher:
             report = call.report(attempt.choice, final=True)
             self._accounts.enter(call, "served", None)
             is_entered = True
-            if call.runtime.fleet.ledger.durable:
-                await self.ledger.committed()
-            await release.close(report)
+            await release.close(await self.made_durable(call, report))
         except (asyncio.CancelledError, ConnectionError):
             if not is_entered:
                 self._accounts.enter(call, "cancelled", "client left")
@@ -150,6 +149,15 @@ class Dispatcher:
             if not is_entered:
                 self._accounts.enter(call, "failed", "internal")
             raise
+
+    async def made_durable(self, call: Call, report: Report) -> Report:
+        """Where the fleet wants it, waits until the call's rows are on disk. A disk that fails holds up no answer: the
+        report says so, and `/metrics`, `/readyz` and the ledger's events do."""
+        if not call.runtime.fleet.ledger.durable:
+            return report
+        is_durable = await self.ledger.durable(call.ledger_number, len(call.rows) + 1)
+        notes = report.notes if is_durable else (*report.notes, NOT_DURABLE)
+        return msgspec.structs.replace(report, durable=is_durable, notes=notes)
 
     async def _decide(self, call: Call, plan: Plan | None = None) -> None:
         call.runtime.retries.deposit()
@@ -169,8 +177,6 @@ class Dispatcher:
     def _attempt(self, call: Call, choice: Choice) -> Attempt:
         line = call.runtime.lines[choice.route.name]
         call.attempts += 1
-        if choice.route.model.expensive:
-            call.client.called_expensive(call.at)
         return Attempt(
             self.session,
             call.runtime.fleet,
@@ -178,7 +184,7 @@ class Dispatcher:
             choice,
             call.request,
             act_on_soft=call.act_on_soft and call.attempts < call.runtime.fleet.resilience.max_attempts,
-            deadline_at=call.deadline_at if call.request.options.deadline_ms else None,
+            deadline_at=None if call.sent else call.asked_deadline_at,
         )
 
     async def _begin(self, call: Call, release: Release) -> tuple[Attempt, list[StreamEvent]]:
@@ -211,16 +217,14 @@ class Dispatcher:
         runtime, pursuit = call.runtime, call.pursuit
         assert pursuit is not None
         now = asyncio.get_running_loop().time()
-        if call.attempts >= runtime.fleet.resilience.max_attempts:
+        if call.calls_left() <= 0 or call.is_late:
             return None
         for choice in pursuit.plan.choices:
             state = runtime.lines[choice.route.name].state
             if choice.route is first.choice.route or not takes_over(runtime.fleet.policy, first.choice, choice):
                 continue
             if state.blocked_until(now, choice.prompt_tokens) is None and runtime.hedges.spend():
-                if state.acquire(now, choice.prompt_tokens):
-                    return self._attempt(call, choice)
-                return None
+                return self._attempt(call, choice) if call.acquire(choice, now) else None
         return None
 
     async def _pump(self, call: Call, attempt: Attempt, events: list[StreamEvent], release: Release) -> None:
@@ -242,6 +246,8 @@ class Dispatcher:
 
     def _failed(self, call: Call, attempt: Attempt, error: AttemptError) -> None:
         assert call.pursuit is not None
+        # The one place where a vendor's words come in: ledger, client, notes and logs have them from here.
+        error.problem = call.runtime.redactor.problem(error.problem)
         finding = error.finding
         self._accounts.end(call, attempt, "replaced" if finding is not None else "failed", error)
         if finding is not None and finding.detector in SOFT:

@@ -244,6 +244,18 @@ class _Reader:
             value = getattr(model, key)
             if value is not None and not value > 0:
                 self.problem((*place, key), f"models.{name}.{key} is {value}; it must be above zero.")
+        kind = fleet.providers[model.provider].kind if model.provider in fleet.providers else "openai"
+        if "transcription" in model.capabilities and kind in ("anthropic", "gemini"):
+            self.problem(
+                (*place, "capabilities"),
+                f"models.{name} is to transcribe, and {model.provider} speaks {kind}'s format, which cannot; name a "
+                "provider of kind openai or openai_compatible.",
+            )
+        if not 0 <= model.usd_per_minute < 1e6:
+            self.problem(
+                (*place, "usd_per_minute"),
+                f"models.{name}.usd_per_minute is {model.usd_per_minute}; a price is zero or more dollars.",
+            )
         if model.prior_quality is not None and not 0 <= model.prior_quality <= 1:
             self.problem((*place, "prior_quality"), f"models.{name}.prior_quality is {model.prior_quality}; 0 to 1.")
         for price in (model, *model.tiers):

@@ -16,121 +16,19 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from onebeat.conductor.ledger_rows import EventRow, Row, connect, insert, prepare
 from onebeat.engine.errors import ConfigError
 
-SCHEMA_VERSION = 1
 BATCH_ROWS = 2_000
 PAUSE_S = 0.05
 """How long the writer lets rows gather. One commit for many rows: a commit is 20 to 200 times the price of a row."""
 RETRY_S = 0.5
 log = logging.getLogger("onebeat.ledger")
-
-
-class RequestRow(Struct, frozen=True, gc=False):
-    """One client request, written when its answer has ended."""
-
-    id: str
-    at: float
-    """Unix seconds."""
-    key_name: str | None
-    face: str
-    asked_model: str
-    model: str | None
-    """The fleet's name of the model that answered; None where none did."""
-    response_model: str | None
-    outcome: str
-    """served | failed | cancelled | refused (before any attempt)"""
-    cause: str | None
-    decided_model: str | None
-    """First choice of the policy: `propensity` is its own, and `model` differs from it after a re-route."""
-    decided_by: str
-    """router | prior | named | explored"""
-    propensity: float
-    tradeoff: float
-    stream: bool
-    attempts: int
-    prompt_tokens: int
-    output_tokens: int
-    cost_usd: float
-    """Of all its attempts."""
-    router_ms: float
-    router_usd: float
-    best_model: str | None
-    best_usd: float
-    """What the always-best model would have cost for the same prompt and answer length."""
-    first_token_ms: float | None
-    total_ms: float
-    dropped_messages: int
-    reason: str
-    notes: str | None
-    scores: str | None
-    """JSON: model -> [quality, output_tokens] as predicted."""
-    prompt: str | None = None
-    """JSON of the messages; only where the fleet stores prompts."""
-
-
-class AttemptRow(Struct, frozen=True, gc=False):
-    """One upstream call."""
-
-    request_id: str
-    number: int
-    at: float
-    model: str
-    provider: str
-    response_model: str | None
-    outcome: str
-    """served | failed | replaced (a bad answer) | hedged | cancelled"""
-    problem: str | None
-    detail: str | None
-    status: int | None
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    cost_usd: float
-    estimated: bool
-    """Whether the usage is our estimate, because the provider never told."""
-    first_token_ms: float | None
-    total_ms: float
-
-
-class FeedbackRow(Struct, frozen=True, gc=False):
-    request_id: str
-    at: float
-    key_name: str | None
-    score: float
-    comment: str | None
-
-
-class EventRow(Struct, frozen=True, gc=False):
-    """Something the operator should find later: a retirement, a reload, lost rows, drift."""
-
-    at: float
-    kind: str
-    detail: str
-
-
-Row = RequestRow | AttemptRow | FeedbackRow | EventRow
-TABLES: dict[type[Row], str] = {
-    RequestRow: "requests",
-    AttemptRow: "attempts",
-    FeedbackRow: "feedback",
-    EventRow: "events",
-}
-_INDEXES = (
-    "CREATE UNIQUE INDEX IF NOT EXISTS requests_id ON requests(id)",
-    "CREATE INDEX IF NOT EXISTS requests_at ON requests(at)",
-    "CREATE UNIQUE INDEX IF NOT EXISTS attempts_id ON attempts(request_id, number)",
-    "CREATE INDEX IF NOT EXISTS feedback_id ON feedback(request_id)",
-)
-_INSERTS = {
-    kind: f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(kind.__struct_fields__))})"
-    for kind, table in TABLES.items()
-}
 
 
 class LedgerStatus(Struct, frozen=True):
@@ -139,6 +37,17 @@ class LedgerStatus(Struct, frozen=True):
     dropped_rows: int
     written_rows: int
     error: str | None
+    undurable: int = 0
+    """Answers given before their rows were on disk, where the fleet asked for durable ones."""
+
+
+class _Waiter(NamedTuple):
+    """`rows`: how many of the last must not have been dropped, and it hears of a failure at once; None waits it out."""
+
+    mark: int
+    rows: int | None
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[bool]
 
 
 class Ledger:
@@ -150,7 +59,7 @@ class Ledger:
         self._most = queue_rows
         self._pause_s = pause_s
         self._rows: deque[Row] = deque()
-        self._waiters: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[bool]]] = []
+        self._waiters: list[_Waiter] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._hurry = threading.Event()
@@ -160,6 +69,10 @@ class Ledger:
         """Rows written or dropped: those before it need no waiting for."""
         self._in_flight = 0
         self._dropped = 0
+        self._newest_dropped = 0
+        """The number, counted from one, of the newest row that was lost."""
+        self._undurable = 0
+        self._reported_undurable = 0
         self._reported_drops = 0
         self._error: str | None = None
         try:
@@ -173,40 +86,59 @@ class Ledger:
         self._thread = threading.Thread(target=self._write_forever, name="onebeat-ledger", daemon=True)
         self._thread.start()
 
-    def append(self, *rows: Row) -> None:
-        """Never blocks and never fails."""
+    def append(self, *rows: Row) -> int:
+        """Never blocks and never fails. The number of the last of them, as `durable` wants it."""
         with self._lock:
             self._rows.extend(rows)
             self._appended += len(rows)
+            number = self._appended
             while len(self._rows) > max(self._most, self._in_flight):
+                self._newest_dropped = self._appended - len(self._rows) + 1 + self._in_flight
                 del self._rows[self._in_flight]  # The oldest that is not being written at this moment.
                 self._dropped += 1
                 self._settled += 1
         if not self._wake.is_set():
             self._wake.set()
+        return number
 
     def event(self, kind: str, detail: str) -> None:
         self.append(EventRow(time.time(), kind, detail))
 
     async def committed(self, timeout_s: float = 2.0) -> bool:
         """True once every row appended so far is on disk; False where the disk will not take them in time."""
+        return await self._wait(timeout_s, self._appended, None)
+
+    async def durable(self, number: int, rows: int, timeout_s: float = 2.0) -> bool:
+        """Whether row `number` and the others of the last `rows` are on disk. False at once where the disk takes none
+        at the moment (nobody waits for a disk that is known to fail) and where one of them was dropped. What is False
+        is counted, and written down as an event once the disk takes rows again."""
+        is_durable = self._error is None and await self._wait(timeout_s, number, rows)
+        if not is_durable:
+            self._undurable += 1
+        return is_durable
+
+    async def _wait(self, timeout_s: float, number: int, rows: int | None) -> bool:
         loop = asyncio.get_running_loop()
         with self._lock:
-            if self._settled >= self._appended:
-                return True
-            waiter: asyncio.Future[bool] = loop.create_future()
-            self._waiters.append((self._appended, loop, waiter))
+            waiter = _Waiter(number, rows, loop, loop.create_future())
+            if self._settled >= number:
+                return self._kept(waiter)
+            self._waiters.append(waiter)
         self._hurry.set()
         self._wake.set()
         try:
-            return await asyncio.wait_for(waiter, timeout_s)
+            return await asyncio.wait_for(waiter.future, timeout_s)
         except TimeoutError:
             return False
+
+    def _kept(self, waiter: _Waiter) -> bool:
+        return waiter.rows is None or self._newest_dropped <= waiter.mark - waiter.rows
 
     def status(self) -> LedgerStatus:
         with self._lock:
             written = self._settled - self._dropped
-            return LedgerStatus(self._error is None, len(self._rows), self._dropped, written, self._error)
+            waiting = len(self._rows)
+            return LedgerStatus(self._error is None, waiting, self._dropped, written, self._error, self._undurable)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Writes what waits, then stops. Rows that the disk does not take in time are lost, and said so in the log."""
@@ -255,90 +187,50 @@ class Ledger:
         unfit = 0
         with connection:
             for kind, values in by_kind.items():
-                unfit += _insert(connection, kind, values)
+                unfit += insert(connection, kind, values)
         with self._lock:
             for _ in batch:
                 self._rows.popleft()
             self._settled += len(batch)
             self._dropped += unfit
+            if unfit:
+                self._newest_dropped = max(self._newest_dropped, self._settled)
             self._in_flight = 0
-            due = [waiter for waiter in self._waiters if waiter[0] <= self._settled]
-            self._waiters = [waiter for waiter in self._waiters if waiter[0] > self._settled]
-        for _, loop, future in due:
-            with contextlib.suppress(RuntimeError):  # The loop has closed: nobody waits any more.
-                loop.call_soon_threadsafe(_resolve, future)
+            due = [waiter for waiter in self._waiters if waiter.mark <= self._settled]
+            self._waiters = [waiter for waiter in self._waiters if waiter.mark > self._settled]
+        for waiter in due:
+            _tell(waiter, self._kept(waiter))
 
     def _note_failure(self, error: Exception) -> None:
         with self._lock:
             self._in_flight = 0
-        if self._error is None:
-            log.error("the ledger %s takes no rows (%s); traffic goes on, rows wait in memory", self.path, error)
-        self._error = str(error)
+            if self._error is None:
+                log.error("the ledger %s takes no rows (%s); traffic goes on, rows wait in memory", self.path, error)
+            self._error = str(error)
+            hasty = [waiter for waiter in self._waiters if waiter.rows is not None]
+            self._waiters = [waiter for waiter in self._waiters if waiter.rows is None]
+        for waiter in hasty:
+            _tell(waiter, False)
 
     def _note_recovery(self) -> None:
         lost = self._dropped - self._reported_drops
         if self._error is not None:
             log.warning("the ledger %s takes rows again; %d were lost meanwhile", self.path, lost)
             self._error = None
+        early = self._undurable - self._reported_undurable
+        if early:
+            self._reported_undurable += early
+            self.event("not_durable", f"{early} answers were given before their rows were on disk")
         if lost:
             self._reported_drops = self._dropped
             self.event("rows_lost", f"{lost} rows were dropped because the ledger took none for too long")
 
 
-def _resolve(future: asyncio.Future[bool]) -> None:
+def _tell(waiter: _Waiter, is_kept: bool) -> None:
+    with contextlib.suppress(RuntimeError):  # The loop has closed: nobody waits any more.
+        waiter.loop.call_soon_threadsafe(_resolve, waiter.future, is_kept)
+
+
+def _resolve(future: asyncio.Future[bool], is_kept: bool) -> None:
     if not future.done():
-        future.set_result(True)
-
-
-def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    """A connection with the ledger's settings. WAL survives `kill -9`; a power cut may cost the last batch."""
-    if read_only:
-        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5.0)
-    connection = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
-
-
-def prepare(connection: sqlite3.Connection) -> None:
-    """Makes the tables, or checks that they are of this version."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version not in (0, SCHEMA_VERSION):
-        raise sqlite3.DatabaseError(
-            f"its schema is version {version} and this onebeat writes {SCHEMA_VERSION}; move the file aside"
-        )
-    with connection:
-        for kind, table in TABLES.items():
-            columns = ", ".join(_columns(kind))
-            connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
-        for index in _INDEXES:
-            connection.execute(index)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def _columns(kind: type[Row]) -> list[str]:
-    names = {str: "TEXT", float: "REAL", int: "INTEGER", bool: "INTEGER"}
-    columns = []
-    for field in msgspec.structs.fields(kind):
-        options = getattr(field.type, "__args__", (field.type,))
-        plain = next(option for option in options if option is not type(None))
-        null = "" if type(None) in options else " NOT NULL"
-        columns.append(f"{field.name} {names[plain]}{null}")
-    return columns
-
-
-def _insert(connection: sqlite3.Connection, kind: type[Row], values: list[tuple[object, ...]]) -> int:
-    """Writes the rows; how many hold a value that SQLite cannot (a provider's count beyond 64 bits): these are logged
-    and left out, so that one of them never costs the others."""
-    try:
-        connection.executemany(_INSERTS[kind], values)
-        return 0
-    except OverflowError:
-        unfit = 0
-    for row in values:
-        try:
-            connection.execute(_INSERTS[kind], row)
-        except OverflowError as error:
-            unfit += 1
-            log.error("a %s of the ledger was left out: %s", kind.__name__, error)
-    return unfit
+        future.set_result(is_kept)

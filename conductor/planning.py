@@ -70,23 +70,40 @@ class Planner:
         name = request.model
         model = runtime.fleet.models.get(name)
         if model is None:
-            near = get_close_matches(name, [*runtime.fleet.models, AUTO], n=1, cutoff=0.4)
-            hint = (
-                f"did you mean {near[0]}?" if near else f"known are {AUTO}, {', '.join(sorted(runtime.fleet.models))}."
-            )
-            raise RequestError(
-                f"The model {name!r} is not in this gateway's fleet; {hint}",
-                status=404,
-                code="model_not_found",
-                param="model",
-            )
+            raise self._unknown(name)
         fallbacks = request.options.fallbacks
+        for fallback in fallbacks or ():
+            if fallback not in runtime.fleet.models:
+                raise self._unknown(fallback, "fallbacks")
         names = (name, *(model.fallbacks if fallbacks is None else fallbacks))
         try:
             call.plan = named_plan(runtime.table, ask, names, status)
         except ConstraintError as error:
             call.plan = self._shortened(call, names, error, status, "")
         call.notes += call.plan.notes
+
+    def count(self, request: ChatRequest) -> tuple[int, str]:
+        """The estimate of a prompt's tokens and the model that it holds for: of `auto` the one that counts the most, so
+        that what is cut to fit it fits all. Raises `RequestError` for a model that is not there."""
+        runtime = self.runtime
+        if is_auto(request.model):
+            names = [route.name for route in runtime.table.automatic]
+        elif request.model in runtime.fleet.models:
+            names = [request.model]
+        else:
+            raise self._unknown(request.model)
+        if not names:
+            raise RequestError("No model of the fleet may be chosen by `auto`; count for one by name.", param="model")
+        size = size_of(request)
+        lines = [runtime.lines[name] for name in names]
+        return max((size.tokens(line.route.model.bytes_per_token, line.scale.ratio), line.name) for line in lines)
+
+    def _unknown(self, name: str, param: str = "model") -> RequestError:
+        known = self.runtime.fleet.models
+        near = get_close_matches(name, [*known, AUTO], n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"known are {AUTO}, {', '.join(sorted(known))}."
+        sentence = f"The model {name!r} is not in this gateway's fleet; {hint}"
+        return RequestError(sentence, status=404, code="model_not_found", param=param)
 
     def _ask(self, call: Call) -> Ask:
         request, runtime = call.request, call.runtime

@@ -25,6 +25,7 @@ UNKNOWN_OUTPUT_TOKENS = 500.0
 ROOM_OVER_PREDICTION = 2.0
 """Room kept for an answer whose length is only predicted: a length head is right on the average, not in the tail."""
 REFERENCE_TOKENS = 500
+TRANSCRIPTION = "transcription"
 
 
 class Prediction(Struct, frozen=True, gc=False):
@@ -108,7 +109,7 @@ class RouteTable:
         self.replaced = {
             name: self._successor(name) for name, model in fleet.models.items() if _is_past(model, self.today)
         }
-        chat = [r for r in self.routes.values() if "transcription" not in r.capabilities]
+        chat = [r for r in self.routes.values() if TRANSCRIPTION not in r.capabilities]
         self.automatic = tuple(r for r in chat if r.model.auto and r.name not in self.replaced)
         self.always_best = fleet.policy.always_best or dearest(fleet.models)
         best = fleet.models[self.always_best] if self.always_best else None
@@ -289,6 +290,8 @@ def unfit_because(route: Route, ask: Ask) -> str | None:
     """Why a route cannot serve the request whatever its health: None where it can."""
     if not ask.needs <= route.capabilities:
         return f"it lacks {', '.join(sorted(ask.needs - route.capabilities))}"
+    if TRANSCRIPTION in route.capabilities and TRANSCRIPTION not in ask.needs:
+        return "it transcribes and does not chat"
     if ask.native_only is not None and ask.native_only != route.wire:
         return f"the request uses a feature of {ask.native_only}'s own format"
     if ask.region is not None and ask.region not in route.regions:

@@ -16,8 +16,8 @@ from onebeat.conductor.errors import AttemptError
 from onebeat.conductor.policy import Choice, Plan, takes_over
 from onebeat.conductor.resilience import backoff_s
 
-_FINAL = frozenset({ProblemKind.CONTENT_POLICY, ProblemKind.INVALID_REQUEST})
-"""The request's own fault: passed on, not shopped around."""
+_FINAL = frozenset({ProblemKind.CONTENT_POLICY, ProblemKind.INVALID_REQUEST, ProblemKind.DEADLINE})
+"""The request's own fault, or its own deadline: passed on, not shopped around."""
 _COOLS = frozenset({ProblemKind.RATE_LIMITED, ProblemKind.OVERLOADED})
 _SILENT = frozenset({ProblemKind.STALLED, ProblemKind.TIMEOUT})
 SAME_ROUTE_TRIES = 3

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from onebeat.conductor.ledger import TABLES, connect
+from onebeat.conductor.ledger_rows import TABLES, connect
 from onebeat.engine.errors import ConfigError, InputError
 
 

@@ -118,6 +118,8 @@ class RouteState:
             self.breaker.failed(now, fatal=kind in _FATAL)
             if problem.retry_after_s is not None:
                 self.cooling_until = max(self.cooling_until, now + problem.retry_after_s)
+        elif kind is ProblemKind.DEADLINE:
+            self.breaker.abandoned()
         else:  # The request was at fault: the route answered it as it should.
             self.breaker.succeeded()
         self.concurrency.in_flight -= 1

@@ -25,7 +25,7 @@ from onebeat.conductor.providers.openai import OpenAIProvider
 from onebeat.conductor.providers.traits import Traits
 from onebeat.conductor.resilience import Budget
 from onebeat.conductor.route_state import RouteState
-from onebeat.conductor.security import KeyRing
+from onebeat.conductor.security import KeyRing, Redactor
 from onebeat.engine.records import Column
 
 MEMORISED_PATHS = 64
@@ -94,6 +94,7 @@ class Runtime:
     lines: dict[str, Line]
     prices: PriceList
     keys: KeyRing
+    redactor: Redactor
     retries: Budget
     hedges: Budget
     columns: dict[str, Prediction]
@@ -138,8 +139,13 @@ def make_runtime(
     *,
     previous: Runtime | None = None,
     today: datetime.date | None = None,
+    redactor: Redactor | None = None,
 ) -> Runtime:
-    """The runtime for `fleet`. `previous`: what it takes over the health of routes and the counters of keys from."""
+    """The runtime for `fleet`. `previous`: what it takes over the health of routes and the counters of keys from.
+    `redactor`: the one that the logs go through; it learns the secrets that this fleet names."""
+    if redactor is None:
+        redactor = previous.redactor if previous else Redactor()
+    redactor.learn(secrets_of(fleet, environ))
     priors = {
         column.name: Prediction(column.mean_quality, column.mean_output_tokens or 500.0)
         for column in columns
@@ -165,11 +171,18 @@ def make_runtime(
         lines=lines,
         prices=PriceList(fleet.models),
         keys=KeyRing(fleet.keys, previous.keys if previous else None),
+        redactor=redactor,
         retries=previous.retries if previous else Budget(resilience.retry_share, resilience.retry_burst),
         hedges=previous.hedges if previous else Budget(resilience.hedge_share, 1.0),
         columns=priors,
         day_ends=midnight_utc() + DAY_S,
     )
+
+
+def secrets_of(fleet: Fleet, environ: Mapping[str, str]) -> list[str]:
+    """The values of the variables that the fleet names: providers' keys and the admin's token."""
+    names = [provider.api_key_env for provider in fleet.providers.values()] + [fleet.server.admin_token_env]
+    return [environ[name] for name in names if name and environ.get(name)]
 
 
 def midnight_utc(now_unix: float | None = None) -> float:

@@ -11,15 +11,20 @@ import hashlib
 import hmac
 import logging
 import re
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
+from onebeat.conductor.answers import ProviderProblem
 from onebeat.conductor.config import Key
 from onebeat.conductor.records import Priority, RequestError
 
 DAY_S = 86_400.0
 HOUR_S = 3_600.0
 HIDDEN = "[redacted]"
+LEAST_TAIL = 8
+"""Characters of a known secret that a sentence, cut at its longest, may end in before they are hidden too."""
 _PRIORITIES = (Priority.LOW, Priority.NORMAL, Priority.HIGH)
 
 # Shapes of secrets: vendors' keys, bearer tokens, key headers and query parameters, keys in JSON.
@@ -47,9 +52,18 @@ class Redactor(logging.Filter):
 
     def text(self, text: str) -> str:
         for secret in self._known:
-            if secret in text:
-                text = text.replace(secret, HIDDEN)
+            text = _without_tail(text.replace(secret, HIDDEN), secret)
         return _SECRETS.sub(HIDDEN, text)
+
+    def problem(self, problem: ProviderProblem) -> ProviderProblem:
+        """A vendor's words without secrets: some echo the key that they refuse, in a body, in a stream, in a code."""
+        message, code, param = self.text(problem.message), self._word(problem.code), self._word(problem.param)
+        if (message, code, param) == (problem.message, problem.code, problem.param):
+            return problem
+        return msgspec.structs.replace(problem, message=message, code=code, param=param)
+
+    def _word(self, word: str | None) -> str | None:
+        return None if word is None else self.text(word)
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
@@ -60,19 +74,28 @@ class Redactor(logging.Filter):
         return True
 
 
+def _without_tail(text: str, secret: str) -> str:
+    """`text` without the beginning of `secret` that it ends in: where a long sentence was cut inside a key."""
+    for size in range(min(len(secret) - 1, len(text)), LEAST_TAIL - 1, -1):
+        if text.endswith(secret[:size]):
+            return text[:-size] + HIDDEN
+    return text
+
+
 class Client:
     """One client key's standing. Used from the event loop only."""
 
-    __slots__ = ("_day", "_expensive", "_requests", "_spent_usd", "_updated_at", "key", "name")
+    __slots__ = ("_day", "_expensive", "_requests", "_reserved_usd", "_spent_usd", "_updated_at", "key", "name")
 
     def __init__(self, name: str | None, key: Key | None) -> None:
         self.name = name
         self.key = key
         self._requests = float(key.requests_per_minute or 0) if key else 0.0
         self._updated_at: float | None = None
-        self._expensive: deque[float] = deque()
+        self._expensive: list[float] = []
         self._day = 0
         self._spent_usd = 0.0
+        self._reserved_usd = 0.0
 
     def admit(self, now_unix: float) -> None:
         """Counts a request. Raises `RequestError` 429 where the key is over its rate or its budget."""
@@ -92,17 +115,33 @@ class Client:
                     code="rate_limit_exceeded",
                     retry_after_s=wait_s,
                 )
-        budget = key.budget_usd_per_day
-        if budget is not None and self.spent_today(now_unix) >= budget:
-            wait_s = DAY_S - now_unix % DAY_S
-            raise RequestError(
-                f"This key has spent its {budget:g} USD for today (UTC); the budget is whole again at midnight.",
-                status=429,
-                code="insufficient_quota",
-                retry_after_s=wait_s,
-            )
+        self._check_budget(now_unix)
         if rate is not None:
             self._requests -= 1.0
+
+    def _check_budget(self, now_unix: float) -> None:
+        budget = self.key.budget_usd_per_day if self.key is not None else None
+        if budget is None or self.spent_today(now_unix) + self._reserved_usd < budget:
+            return
+        under_way = f" or set it aside for requests under way ({self._reserved_usd:.6f} USD)"
+        raise RequestError(
+            f"This key has spent its {budget:g} USD for today (UTC){under_way if self._reserved_usd else ''}; "
+            "the budget is whole again at midnight.",
+            status=429,
+            code="insufficient_quota",
+            retry_after_s=DAY_S - now_unix % DAY_S,
+        )
+
+    def reserve(self, expected_usd: float, now_unix: float) -> None:
+        """Sets aside what a request is expected to cost before its first call: of requests that come at once only those
+        are let through that the budget still holds. Raises `RequestError` 429; `settle` ends it."""
+        self._check_budget(now_unix)
+        self._reserved_usd += expected_usd
+
+    def settle(self, reserved_usd: float, usd: float, now_unix: float) -> None:
+        """A request has ended: what was set aside is free again, what it cost is charged."""
+        self._reserved_usd = max(0.0, self._reserved_usd - reserved_usd)
+        self.charge(usd, now_unix)
 
     def spent_today(self, now_unix: float) -> float:
         day = int(now_unix // DAY_S)
@@ -119,12 +158,26 @@ class Client:
         if most is None:
             return True
         while self._expensive and self._expensive[0] <= now_unix - HOUR_S:
-            self._expensive.popleft()
+            del self._expensive[0]
         return len(self._expensive) < most
 
-    def called_expensive(self, now_unix: float) -> None:
+    def take_expensive(self, now_unix: float) -> bool:
+        """Whether an expensive call may start; it is counted then, before it is made, so that of two at once only one
+        gets the last place."""
+        if not self.expensive_allowed(now_unix):
+            return False
         if self.key is not None and self.key.expensive_calls_per_hour is not None:
-            self._expensive.append(now_unix)
+            insort(self._expensive, now_unix)
+        return True
+
+    def give_back_expensive(self, taken_at: float) -> None:
+        """The call that was counted at `taken_at` came to no answer that a vendor could bill."""
+        if taken_at in self._expensive:
+            self._expensive.remove(taken_at)
+
+    def expensive_free_in_s(self, now_unix: float) -> float:
+        """Seconds until the oldest expensive call of the hour is forgotten."""
+        return max(0.0, self._expensive[0] + HOUR_S - now_unix) if self._expensive else 0.0
 
     def priority(self, asked: Priority | None) -> Priority:
         """What was asked for, no higher than the key allows."""

@@ -23,10 +23,11 @@ from onebeat.conductor.faces.anthropic import AnthropicFace
 from onebeat.conductor.faces.base import Face, StreamRenderer
 from onebeat.conductor.faces.openai import OpenAIFace
 from onebeat.conductor.faces.report import headers_of
+from onebeat.conductor.listening import path_of, plain_headers, read_body, sentence_of, speaks_anthropic
 from onebeat.conductor.planning import Planner
 from onebeat.conductor.policy import Choice
 from onebeat.conductor.records import RequestError
-from onebeat.conductor.security import check_depth
+from onebeat.conductor.security import Client, check_depth
 from onebeat.conductor.transcription import Transcriber
 
 log = logging.getLogger("onebeat.server")
@@ -49,6 +50,7 @@ class Gateway:
         self._paths: dict[str, tuple[str, Handler]] = {
             "/v1/chat/completions": ("POST", self._openai_chat),
             "/v1/messages": ("POST", self._anthropic_messages),
+            "/v1/messages/count_tokens": ("POST", self._count_tokens),
             "/v1/route": ("POST", self._route),
             "/v1/models": ("GET", self._models),
             "/v1/feedback": ("POST", self._feedback),
@@ -62,7 +64,7 @@ class Gateway:
         """Never raises for what a client or a provider did; our own faults are logged and answered with a 500."""
         path = request.path
         found = self._paths.get(path)
-        face: Face = self.anthropic if path == "/v1/messages" else self.openai
+        face: Face = self.anthropic if speaks_anthropic(path, "anthropic-version" in request.headers) else self.openai
         self.under_way += 1
         try:
             if found is None:
@@ -72,7 +74,10 @@ class Gateway:
                 raise RequestError(f"There is no {path} here; there are {known}.", status=404, code="not_found")
             method, handler = found
             if request.method != method and not (method == "GET" and request.method == "HEAD"):
-                raise RequestError(f"{path} takes {method}, not {request.method}.", status=405, code="bad_method")
+                refused = RequestError(f"{path} takes {method}, not {request.method}.", status=405, code="bad_method")
+                response = self._error(face, refused)
+                response.headers["allow"] = f"{method}, HEAD" if method == "GET" else method
+                return response
             return await handler(request)
         except RequestError as error:
             return self._error(face, error)
@@ -83,8 +88,10 @@ class Gateway:
             # The client left while it was written to: aiohttp takes a cancellation for that, and anything else for
             # a fault of ours.
             raise asyncio.CancelledError from None
-        except (asyncio.CancelledError, HttpProcessingError):
+        except asyncio.CancelledError:
             raise
+        except HttpProcessingError as error:
+            return self._error(face, RequestError(sentence_of(error), code="bad_http"))
         except Exception:  # The last line of defence: a client gets its error, we get the trace.
             log.exception("a request to %s failed inside the gateway", path)
             return self._error(face, RequestError("The gateway failed; its log says how.", status=500, code="internal"))
@@ -94,9 +101,13 @@ class Gateway:
     def _error(self, face: Face, error: RequestError) -> web.Response:
         rendered = face.render_error(error)
         response = web.Response(status=rendered.status, headers=rendered.headers, body=rendered.body)
-        if error.status in (408, 413):
+        if error.status in (408, 413) or error.code in ("bad_http", "bad_body"):
             response.force_close()  # The rest of the body is not read.
         return response
+
+    def answer_broken(self, head: bytes, error: RequestError) -> web.Response:
+        """What a connection gets whose bytes are no request. `head`: their beginning, which may name a path."""
+        return self._error(self.anthropic if speaks_anthropic(*path_of(head)) else self.openai, error)
 
     async def _openai_chat(self, request: web.BaseRequest) -> web.StreamResponse:
         return await self._chat(request, self.openai)
@@ -111,23 +122,27 @@ class Gateway:
             await self.dispatcher.stream(call, sink)
             return await sink.end()
         answer, report = await self.dispatcher.whole(call)
-        if call.runtime.fleet.ledger.durable:
-            await self.dispatcher.ledger.committed()
+        report = await self.dispatcher.made_durable(call, report)
         body = face.render_answer(answer, report, created_s=int(call.at))
         headers = headers_of(report)
         headers["content-type"] = "application/json"
         return web.Response(body=body, headers=headers)
 
-    async def _call(self, request: web.BaseRequest, face: Face) -> Call:
-        """Who asks, for what. Nothing is read for a stranger."""
+    async def _read(self, request: web.BaseRequest) -> tuple[Client, bytes, dict[str, str]]:
+        """Who asks, the body, the headers. Nothing is read for a stranger."""
         runtime = self.planner.runtime
-        # Once into a plain dictionary: aiohttp's own folds case at every look, at 2 us each.
-        headers = {name.lower(): value for name, value in request.headers.items()}
+        headers = plain_headers(request)
         client = runtime.keys.identify(headers)
         client.admit(time.time())
         server = runtime.fleet.server
         body = await read_body(request, server.max_body_bytes, server.read_timeout_ms / 1e3)
         check_depth(body, server.max_depth)
+        return client, body, headers
+
+    async def _call(self, request: web.BaseRequest, face: Face) -> Call:
+        """Who asks, for what."""
+        runtime = self.planner.runtime
+        client, body, headers = await self._read(request)
         parsed = face.parse(body, headers)
         now = asyncio.get_running_loop().time()
         return Call(runtime, parsed, client, size_of(parsed), now, headers.get("x-onebeat-region"))
@@ -137,17 +152,24 @@ class Gateway:
         await self.planner.decide(call)
         return web.Response(body=self.admin.decision(call), headers=_JSON)
 
+    async def _count_tokens(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Anthropic's count, without a call: bytes, and what each model's own usage has taught about them."""
+        _, body, headers = await self._read(request)
+        tokens, model = self.planner.count(self.anthropic.parse_count(body, headers))
+        told = {"x-onebeat-model": model, "x-onebeat-estimate": "true"}
+        return web.Response(body=b'{"input_tokens":%d}' % tokens, headers=_JSON | told)
+
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
-        self.planner.runtime.keys.identify(request.headers)
+        self.planner.runtime.keys.identify(plain_headers(request))
         return web.Response(body=self.admin.models(), headers=_JSON)
 
     async def _model(self, request: web.BaseRequest) -> web.StreamResponse:
-        self.planner.runtime.keys.identify(request.headers)
+        self.planner.runtime.keys.identify(plain_headers(request))
         return web.Response(body=self.admin.model(request.path.removeprefix("/v1/models/")), headers=_JSON)
 
     async def _feedback(self, request: web.BaseRequest) -> web.StreamResponse:
         runtime = self.planner.runtime
-        client = runtime.keys.identify(request.headers)
+        client = runtime.keys.identify(plain_headers(request))
         client.admit(time.time())
         body = await read_body(request, 65_536, runtime.fleet.server.read_timeout_ms / 1e3)
         await self.admin.feedback(body, client)
@@ -155,9 +177,10 @@ class Gateway:
 
     async def _transcribe(self, request: web.BaseRequest) -> web.StreamResponse:
         runtime = self.planner.runtime
-        client = runtime.keys.identify(request.headers)
+        headers = plain_headers(request)
+        client = runtime.keys.identify(headers)
         client.admit(time.time())
-        return await self.transcriber.handle(request, runtime, client)
+        return await self.transcriber.handle(request, runtime, client, headers)
 
 
 class HttpSink:
@@ -184,48 +207,3 @@ class HttpSink:
         assert self._response is not None
         await self._response.write_eof()
         return self._response
-
-
-async def read_body(request: web.BaseRequest, most: int, timeout_s: float) -> bytes:
-    """The body, at most `most` bytes of it, within `timeout_s`. Raises `RequestError` 413 or 408."""
-    length = request.content_length
-    if length is not None and length > most:
-        raise RequestError(f"The body is {length} bytes; this gateway takes {most}.", status=413, code="too_large")
-    content = request.content
-    if content.is_eof():  # The usual case: it came with the head.
-        data = content.read_nowait(-1)
-    else:
-        pieces: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(timeout_s):
-                while piece := await content.readany():
-                    pieces.append(piece)
-                    size += len(piece)
-                    if size > most:
-                        break
-        except web.RequestPayloadError:
-            raise RequestError("The body cannot be decoded as its headers say.", code="bad_body") from None
-        except TimeoutError:
-            raise RequestError(
-                f"The body did not arrive within {timeout_s:g} s.", status=408, code="request_timeout"
-            ) from None
-        data = b"".join(pieces)
-    if len(data) > most:
-        raise RequestError(f"The body is over {most} bytes, all that is taken.", status=413, code="too_large")
-    return data
-
-
-def make_server(gateway: Gateway) -> web.Server:
-    """The HTTP server. A connection that sends no whole head within the read timeout is closed."""
-    server = gateway.planner.runtime.fleet.server
-    return web.Server(
-        gateway.handle,
-        handler_cancellation=True,
-        access_log=None,
-        keepalive_timeout=server.read_timeout_ms / 1e3,
-        max_line_size=server.max_header_bytes,
-        max_field_size=server.max_header_bytes,
-        max_headers=128,
-        lingering_time=1.0,
-    )

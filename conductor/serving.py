@@ -25,13 +25,14 @@ from onebeat.conductor.dispatch import Dispatcher
 from onebeat.conductor.engine_metrics import families
 from onebeat.conductor.fleet_file import load_fleet, missing_variables, retirements, unscored
 from onebeat.conductor.ledger import Ledger
+from onebeat.conductor.listening import GatewayServer
 from onebeat.conductor.metrics import Metrics
 from onebeat.conductor.planning import Planner
 from onebeat.conductor.report import spent_today
-from onebeat.conductor.runtime import make_runtime, midnight_utc
+from onebeat.conductor.runtime import make_runtime, midnight_utc, secrets_of
 from onebeat.conductor.scoring import LiveRouter, Scorer
 from onebeat.conductor.security import Redactor
-from onebeat.conductor.server import Gateway, make_server
+from onebeat.conductor.server import Gateway
 from onebeat.conductor.upstream import make_session
 from onebeat.engine.errors import ConfigError
 from onebeat.engine.records import Column
@@ -123,13 +124,15 @@ async def running(
     drift: Drift | None = None,
     host: str | None = None,
     port: int | None = None,
+    redactor: Redactor | None = None,
 ) -> AsyncIterator[RunningGateway]:
     """A gateway that listens as long as the context is open. `live`: the router, started by the caller; None decides on
-    priors. `drift`: an object with `observe(features, quality, output_tokens)` and `report()`."""
+    priors. `drift`: an object with `observe(features, quality, output_tokens)` and `report()`. `redactor`: the one that
+    the logs go through."""
     async with AsyncExitStack() as stack:
         ledger = Ledger(fleet.ledger.path, queue_rows=fleet.ledger.queue_rows)
         stack.callback(ledger.close)
-        runtime = make_runtime(fleet, environ, columns)
+        runtime = make_runtime(fleet, environ, columns, redactor=redactor)
         spent = spent_today(ledger.path, midnight_utc())
         for client in runtime.keys.clients():
             if client.name in spent:
@@ -146,7 +149,7 @@ async def running(
         dispatcher = Dispatcher(planner, session, ledger, metrics)
         admin = Admin(planner, dispatcher, ledger, metrics, environ, lambda: _state_of(live), drift)
         gateway = Gateway(dispatcher, planner, admin)
-        server = make_server(gateway)
+        server = GatewayServer(gateway.handle, gateway.answer_broken, fleet.server)
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -188,8 +191,7 @@ async def serve(
     fleet: Fleet, path: str, environ: Mapping[str, str], *, host: str | None = None, port: int | None = None
 ) -> int:
     """`onebeat serve`, until SIGTERM or SIGINT."""
-    secrets = [environ[p.api_key_env] for p in fleet.providers.values() if p.api_key_env and p.api_key_env in environ]
-    redactor = Redactor(secrets)
+    redactor = Redactor(secrets_of(fleet, environ))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     handler.addFilter(redactor)
@@ -201,7 +203,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         live, columns, drift = await stack.enter_async_context(_router(fleet))
         gateway = await stack.enter_async_context(
-            running(fleet, environ, live=live, columns=columns, drift=drift, host=host, port=port)
+            running(fleet, environ, live=live, columns=columns, drift=drift, host=host, port=port, redactor=redactor)
         )
         loop.add_signal_handler(signal.SIGHUP, gateway.reload, path, environ)
         print(f"onebeat: listening on {gateway.url} ({len(fleet.models)} models)", flush=True)

@@ -7,6 +7,7 @@ refused; nothing here knows what a body means.
 from __future__ import annotations
 
 import asyncio
+import math
 
 import aiohttp
 from yarl import URL
@@ -18,6 +19,7 @@ from onebeat.conductor.providers.base import HttpRequest
 
 MAX_ERROR_BYTES = 262_144
 MAX_ANSWER_BYTES = 64_000_000
+CALLERS = "caller's deadline"
 
 
 def make_session(resilience: ResilienceSection) -> aiohttp.ClientSession:
@@ -41,9 +43,21 @@ class Patience:
     reading, where a timeout of its own would cost a handle and a heap operation.
     """
 
-    __slots__ = ("_handle", "_limit_s", "_loop", "_start", "_task", "_total_at", "expired", "fed_at", "phase")
+    __slots__ = (
+        "_deadline_at",
+        "_handle",
+        "_limit_s",
+        "_loop",
+        "_start",
+        "_task",
+        "_total_at",
+        "expired",
+        "fed_at",
+        "phase",
+    )
 
-    def __init__(self, total_s: float) -> None:
+    def __init__(self, total_s: float, deadline_at: float = math.inf) -> None:
+        """`deadline_at`: the caller's own, until `meet` says that it was met."""
         self._loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
@@ -51,6 +65,7 @@ class Patience:
         self._start = self._loop.time()
         self.fed_at = self._start
         self._total_at = self._start + total_s
+        self._deadline_at = deadline_at
         self._limit_s = total_s
         self._handle: asyncio.TimerHandle | None = None
         self.expired: str | None = None
@@ -63,7 +78,14 @@ class Patience:
         self.phase = phase
         if self._handle is not None:
             self._handle.cancel()
-        self._handle = self._loop.call_at(min(self.fed_at + seconds, self._total_at), self._fire)
+        self._handle = self._loop.call_at(self._due(), self._fire)
+
+    def meet(self) -> None:
+        """The answer has begun: the caller's deadline was for that."""
+        self._deadline_at = math.inf
+
+    def _due(self) -> float:
+        return min(self.fed_at + self._limit_s, self._total_at, self._deadline_at)
 
     def adopt(self) -> None:
         """The call is awaited by another task from here on (a hedge that won)."""
@@ -72,11 +94,11 @@ class Patience:
         self._task = task
 
     def _fire(self) -> None:
-        due = min(self.fed_at + self._limit_s, self._total_at)
+        due = self._due()
         if self._loop.time() < due - 5e-4:
             self._handle = self._loop.call_at(due, self._fire)
             return
-        self.expired = "total" if due == self._total_at else self.phase
+        self.expired = CALLERS if due == self._deadline_at else "total" if due == self._total_at else self.phase
         self._handle = None
         self._task.cancel()
 
@@ -88,6 +110,9 @@ class Patience:
     def problem(self) -> ProviderProblem:
         """What the expired clock means. Call it after `expired` is set, having caught the cancellation."""
         waited = self._loop.time() - self._start
+        if self.expired == CALLERS:
+            message = f"no answer within the request's own deadline ({waited:.3f} s were left for this call)"
+            return ProviderProblem(ProblemKind.DEADLINE, message)
         if self.expired == "between tokens":
             return ProviderProblem(ProblemKind.STALLED, f"the stream stood still for {self._limit_s:.1f} s")
         return ProviderProblem(ProblemKind.TIMEOUT, f"no answer in {waited:.1f} s ({self.expired} clock)")

@@ -58,6 +58,7 @@ _STATUS = {
     ProblemKind.PREFILL_REFUSED: (400, "invalid_request_error"),
     ProblemKind.NOT_FOUND: (404, "not_found_error"),
     ProblemKind.TIMEOUT: (504, "timeout_error"),
+    ProblemKind.DEADLINE: (504, "timeout_error"),
     ProblemKind.STALLED: (504, "timeout_error"),
 }
 _OF_STATUS = {
@@ -80,6 +81,10 @@ class AnthropicFace:
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> ChatRequest:
         return anthropic_request.parse(body, headers)
+
+    def parse_count(self, body: bytes, headers: Mapping[str, str]) -> ChatRequest:
+        """`POST /v1/messages/count_tokens`: as a message, without the length of its answer."""
+        return anthropic_request.parse(body, headers, is_count=True)
 
     def render_answer(self, answer: Answer, report: Report, *, created_s: int) -> bytes:
         block = block_of(report, answer.model)

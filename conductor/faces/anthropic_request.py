@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from onebeat.conductor.faces.anthropic_shapes import GivenBlock, GivenBody, GivenMessage, GivenSource, GivenTool
-from onebeat.conductor.faces.parsing import TOOL_NAME, decoded, fields_of, nearest, options_of
+from onebeat.conductor.faces.parsing import TOOL_NAME, decoded, fields_of, nearest, options_of, schema_of
 from onebeat.conductor.records import (
     AnswerFormat,
     ChatRequest,
@@ -132,11 +132,13 @@ class _Reading:
         raise RequestError(f"{where}.source.type is {source.type!r}{nearest(source.type, known)}.", param=where)
 
 
-def parse(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
-    """Raises `RequestError`."""
+def parse(body: bytes, headers: Mapping[str, str], *, is_count: bool = False) -> ChatRequest:
+    """Raises `RequestError`. `is_count`: the tokens are only to be counted, and no `max_tokens` is needed."""
     wire = fields_of(body)
     options = options_of(wire.pop("onebeat", None), headers)
     given = decoded(_BODY, body)
+    if given.max_tokens is None and not is_count:
+        raise RequestError("max_tokens is missing; say how long the answer may be.", param="max_tokens")
     reading = _Reading()
     messages = _messages(given, reading, wire)
     tools, vendor_tool = _tools(given.tools)
@@ -154,7 +156,7 @@ def parse(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
         tools=tools,
         tool_choice=_tool_choice(given, tools, bool(vendor_tool)),
         parallel_tool_calls=_parallel(given),
-        answer_format=AnswerFormat(present(output.format.schema)) if output and output.format else None,
+        answer_format=_answer_format(given),
         max_output_tokens=given.max_tokens,
         stop=tuple(given.stop_sequences or ()),
         temperature=given.temperature,
@@ -213,12 +215,13 @@ def _tools(given: list[GivenTool] | None) -> tuple[tuple[Tool, ...], str | None]
             raise RequestError(
                 f"{where}.name is {tool.name!r}; use 1 to 128 letters, digits, _ or -.", param=f"{where}.name"
             )
-        if present(tool.input_schema) is None:
+        schema = schema_of(tool.input_schema, f"{where}.input_schema")
+        if schema is None:
             raise RequestError(f"{where}.input_schema is missing; give a JSON schema.", param=f"{where}.input_schema")
         if tool.name in names:
             raise RequestError(f"{where} repeats the name {tool.name!r}; names are unique.", param="tools")
         names.add(tool.name)
-        tools.append(Tool(tool.name, tool.description, tool.input_schema, tool.strict))
+        tools.append(Tool(tool.name, tool.description, schema, tool.strict))
     return tuple(tools), vendor_tool
 
 
@@ -234,6 +237,11 @@ def _tool_choice(given: GivenBody, tools: tuple[Tool, ...], has_vendor_tools: bo
             f"tool_choice names {choice.name!r}{nearest(choice.name or '', names)}.", param="tool_choice"
         )
     return ToolChoice(_MODES[choice.type], choice.name if choice.type == "tool" else None)
+
+
+def _answer_format(given: GivenBody) -> AnswerFormat | None:
+    form = given.output_config.format if given.output_config else None
+    return None if form is None else AnswerFormat(schema_of(form.schema, "output_config.format.schema"))
 
 
 def _parallel(given: GivenBody) -> bool | None:

@@ -77,8 +77,8 @@ class GivenMetadata(Struct):
 
 class GivenBody(Struct):
     model: Names
-    max_tokens: Positive
     messages: list[Raw]
+    max_tokens: Positive | None = None
     system: str | list[GivenBlock] | None = None
     stream: bool | None = None
     tools: list[GivenTool] | None = None

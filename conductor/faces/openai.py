@@ -59,6 +59,7 @@ _STATUS = {
     # The provider refused onebeat's key, not the client's: 401 would send the client looking at its own.
     ProblemKind.AUTH: (502, "server_error", "upstream_auth"),
     ProblemKind.TIMEOUT: (504, "server_error", "timeout"),
+    ProblemKind.DEADLINE: (504, "server_error", "deadline_exceeded"),
     ProblemKind.STALLED: (504, "server_error", "stalled"),
 }
 _OF_STATUS = {

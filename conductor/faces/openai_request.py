@@ -26,6 +26,7 @@ from onebeat.conductor.faces.parsing import (
     media_of,
     nearest,
     options_of,
+    schema_of,
 )
 from onebeat.conductor.records import (
     AnswerFormat,
@@ -208,7 +209,8 @@ def _tools(given: list[GivenTool] | None) -> tuple[tuple[Tool, ...], str | None]
         if function.name in names:
             raise RequestError(f"tools[{index}] repeats the name {function.name!r}; names are unique.", param="tools")
         names.add(function.name)
-        tools.append(Tool(function.name, function.description, present(function.parameters), function.strict))
+        schema = schema_of(function.parameters, f"tools[{index}].function.parameters")
+        tools.append(Tool(function.name, function.description, schema, function.strict))
     return tuple(tools), vendor_tool
 
 
@@ -248,4 +250,4 @@ def _answer_format(given: GivenFormat | None) -> AnswerFormat | None:
     schema = given.json_schema
     if schema is None or present(schema.schema) is None:
         raise RequestError("response_format.json_schema.schema is missing.", param="response_format.json_schema")
-    return AnswerFormat(schema.schema, schema.name, schema.strict)
+    return AnswerFormat(schema_of(schema.schema, "response_format.json_schema.schema"), schema.name, schema.strict)

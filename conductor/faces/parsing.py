@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from onebeat.conductor.records import Media, MediaKind, Priority, RequestError, RoutingOptions
+from onebeat.conductor.records import Media, MediaKind, Priority, RequestError, RoutingOptions, present
 
 T = TypeVar("T")
 Names = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -32,7 +32,7 @@ class _Options(Struct, frozen=True, forbid_unknown_fields=True):
     tradeoff: Share | None = None
     min_quality: Share | None = None
     max_cost_usd: Annotated[float, Meta(ge=0)] | None = None
-    deadline_ms: Annotated[float, Meta(gt=0)] | None = None
+    deadline_ms: Annotated[float, Meta(gt=0, le=86_400_000)] | None = None
     priority: Priority | None = None
     fallbacks: tuple[Names, ...] | None = None
 
@@ -102,6 +102,15 @@ def options_of(field: Raw | None, headers: Mapping[str, str]) -> RoutingOptions:
 
 
 _NO_OPTIONS = RoutingOptions()
+
+
+def schema_of(raw: Raw, where: str) -> Raw | None:
+    """A JSON schema as it came, None where it is absent. Raises `RequestError` for what is no object: vendors refuse
+    it, some of them with a 500 that would be taken for their own fault."""
+    found = present(raw)
+    if found is not None and not bytes(found).lstrip().startswith(b"{"):
+        raise RequestError(f"{where} is no JSON schema; give an object, such as {{}}.", param=where)
+    return found
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

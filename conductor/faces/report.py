@@ -25,6 +25,8 @@ def block_of(report: Report, vendor_model: str) -> dict[str, object]:
         block["dropped_messages"] = report.dropped_messages
     if report.notes:
         block["notes"] = report.notes
+    if report.durable is not None:
+        block["durable"] = report.durable
     return block
 
 
@@ -41,6 +43,8 @@ def headers_of(report: Report) -> dict[str, str]:
         headers["x-onebeat-request-id"] = _plain(report.request_id)
     if report.dropped_messages:
         headers["x-onebeat-dropped-messages"] = str(report.dropped_messages)
+    if report.durable is not None:
+        headers["x-onebeat-durable"] = "true" if report.durable else "false"
     return headers
 
 

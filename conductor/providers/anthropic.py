@@ -54,7 +54,6 @@ class AnthropicProvider:
     ) -> None:
         self._traits = traits or Traits()
         self._now_s = now_s
-        self._key = key
         self._headers = {"content-type": "application/json", "anthropic-version": VERSION}
         if key:
             self._headers["x-api-key"] = key
@@ -166,7 +165,6 @@ class AnthropicProvider:
         problem = problem_of(error_of(body), status)
         return msgspec.structs.replace(
             problem,
-            message=problem.message.replace(self._key, "[key]") if self._key else problem.message,
             retry_after_s=retry_after_s(headers, self._now_s()),
             should_retry=should_retry(headers),
             limits=self.parse_limits(headers),

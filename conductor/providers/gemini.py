@@ -60,7 +60,6 @@ class GeminiProvider:
     ) -> None:
         self._traits = traits or Traits()
         self._now_s = now_s
-        self._key = key
         self._headers = {"content-type": "application/json"}
         if key:
             self._headers["x-goog-api-key"] = key
@@ -144,7 +143,6 @@ class GeminiProvider:
         problem = problem_of(error_of(body), status)
         return msgspec.structs.replace(
             problem,
-            message=problem.message.replace(self._key, "[key]") if self._key else problem.message,
             retry_after_s=problem.retry_after_s
             if problem.retry_after_s is not None
             else retry_after_s(headers, self._now_s()),

@@ -68,7 +68,6 @@ class OpenAIProvider:
     ) -> None:
         self._traits = traits or Traits()
         self._now_s = now_s
-        self._key = key
         self._headers = {"content-type": "application/json"}
         if key:
             self._headers["authorization"] = f"Bearer {key}"
@@ -161,7 +160,6 @@ class OpenAIProvider:
         advice = should_retry(headers)
         return msgspec.structs.replace(
             problem,
-            message=problem.message.replace(self._key, "[key]") if self._key else problem.message,
             retry_after_s=retry_after_s(headers, now_s),
             should_retry=problem.should_retry if advice is None else advice,
             limits=self.parse_limits(headers),

@@ -153,6 +153,7 @@ async def rig(
     live: LiveRouter | None = None,
     columns: tuple[Column, ...] = (),
     change: tuple[tuple[str, str], ...] = (),
+    key: str = "sk-simulated-0123456789",
 ) -> AsyncIterator[Rig]:
     async with SimulatedProviders() as sim:
         ledger = folder / "ledger.sqlite"
@@ -161,7 +162,7 @@ async def rig(
             assert old in text
             text = text.replace(old, new)
         fleet: Fleet = parse_fleet(text)
-        environ = {"SIM_KEY": "sk-simulated-0123456789"}
+        environ = {"SIM_KEY": key}
         async with (
             running(fleet, environ, live=live, columns=columns, port=0) as gateway,
             aiohttp.ClientSession() as session,

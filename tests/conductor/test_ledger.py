@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from onebeat.conductor import ledger as ledger_module
-from onebeat.conductor.ledger import AttemptRow, FeedbackRow, Ledger, RequestRow
+from onebeat.conductor.ledger import Ledger
+from onebeat.conductor.ledger_rows import AttemptRow, FeedbackRow, RequestRow
 from onebeat.conductor.report import as_text, export_parquet, read_report, spent_today
 from onebeat.engine.errors import ConfigError, InputError
 
@@ -274,3 +275,28 @@ def test_a_count_that_sqlite_cannot_hold_costs_only_its_own_row(tmp_path: Path) 
     assert ledger.status().dropped_rows == 1
     assert count(path) == 1
     assert count(path, "attempts") == 1
+
+
+async def test_a_dropped_or_refused_row_is_not_called_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "RETRY_S", 0.02)
+    ledger = Ledger(tmp_path / "l.sqlite", queue_rows=3, pause_s=0.001)
+    assert await ledger.durable(ledger.append(request_row("good"), attempt_row("good")), 2)
+    holder = sqlite3.connect(ledger.path)
+    holder.execute("BEGIN EXCLUSIVE")
+    number = ledger.append(request_row("first"))
+    assert not await ledger.durable(number, 1)  # heard of as soon as the file is found locked
+    started = time.perf_counter()
+    assert (
+        not await ledger.durable(number, 1) and time.perf_counter() - started < 0.5
+    )  # known: nobody waits for it again
+    number = ledger.append(*(request_row(f"more{number}") for number in range(5)))
+    holder.rollback()
+    holder.close()
+    assert await ledger.committed(5.0)
+    # Of the five only two or three had a place in the queue: the first of all may have been on its way to the disk.
+    assert await ledger.durable(number, 2) and not await ledger.durable(number, 4)
+    await asyncio.sleep(0.05)
+    assert await ledger.committed(5.0) and ledger.status().undurable == 3
+    ledger.close()
+    kinds = {kind: detail for _, kind, detail in read_report(ledger.path).events}
+    assert kinds["not_durable"].startswith("2 answers") and "rows_lost" in kinds

@@ -85,8 +85,8 @@ def test_resets_come_from_headers_or_from_the_body() -> None:
         "x-ratelimit-reset-requests": "6m0s",
         "x-ratelimit-remaining-tokens": "149984",
     }
-    problem = openai.parse_error(429, headers, b'{"error": {"message": "wrong key sk-key"}}')
-    assert (problem.retry_after_s, problem.is_retryable, problem.message) == (1.5, False, "wrong key [key]")
+    problem = openai.parse_error(429, headers, b'{"error": {"message": "slow down"}}')
+    assert (problem.retry_after_s, problem.is_retryable, problem.message) == (1.5, False, "slow down")
     assert problem.limits and problem.limits.requests and problem.limits.tokens
     assert (problem.limits.requests.reset_after_s, problem.limits.tokens.remaining) == (360.0, 149984)
     anthropic = AnthropicProvider(now_s=lambda: NOW_S)

@@ -72,10 +72,36 @@ def test_budget_is_per_day() -> None:
 def test_expensive_calls_are_counted_by_the_hour() -> None:
     client = Client("a", Key(sha256="", expensive_calls_per_hour=2))
     for at in (0.0, 1.0):
-        assert client.expensive_allowed(at)
-        client.called_expensive(at)
+        assert client.take_expensive(at)
     assert not client.expensive_allowed(3599.0)
-    assert client.expensive_allowed(3600.0) and Client(None, None).expensive_allowed(0.0)
+    assert not client.take_expensive(3599.0) and client.expensive_free_in_s(3599.0) == pytest.approx(1.0)
+    assert client.expensive_allowed(3600.0) and Client(None, None).take_expensive(0.0)
+    assert client.take_expensive(3600.0) and not client.take_expensive(3600.5)
+    client.give_back_expensive(3600.0)
+    assert client.take_expensive(3600.5)
+
+
+def test_a_budget_is_set_aside_before_it_is_spent() -> None:
+    client = Client("a", Key(sha256="", budget_usd_per_day=1.0))
+    noon = 43_200.0
+    client.reserve(0.6, noon)
+    client.reserve(0.6, noon)
+    for refused in (lambda: client.reserve(0.1, noon), lambda: client.admit(noon)):
+        with pytest.raises(RequestError, match="under way"):
+            refused()
+    client.settle(0.6, 0.1, noon)
+    client.reserve(0.1, noon)
+    client.settle(0.1, 0.0, noon)
+    client.settle(0.6, 2.0, noon)
+    with pytest.raises(RequestError, match=r"spent its 1 USD for today \(UTC\); "):
+        client.reserve(0.0, noon)
+
+
+@pytest.mark.parametrize("size", [8, 12, 20])
+def test_a_key_that_a_cut_sentence_ends_in_is_hidden(size: int) -> None:
+    key = "vendorkey-0123456789abcdef"
+    assert Redactor([key]).text(f"no such key: {key[:size]}") == "no such key: [redacted]"
+    assert Redactor([key]).text("a vendor") == "a vendor"
 
 
 def test_priority_never_exceeds_the_keys() -> None:

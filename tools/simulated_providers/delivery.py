@@ -51,6 +51,7 @@ async def deliver(
         body = body.replace(b'"', b"\xff\xfe", 3)
     elif fault is Fault.ERROR_IN_STREAM:
         _, _, body = form.error(Fault.ERROR_503, 1.0)
+        body = echoed(request, behaviour, body)
         bill.output_tokens = bill.input_tokens = bill.cached_tokens = 0
     if fault in _MIDWAY:
         bill.outcome = "broken"
@@ -115,7 +116,7 @@ async def _stream(
             await asyncio.sleep(behaviour.chunk_ms / 1000)
     if fault in _MIDWAY:
         bill.outcome = "broken"
-        return await _midway(request, form, response, fault)
+        return await _midway(request, form, response, behaviour)
     bill.output_tokens = speech.output_tokens
     *before, done = ending
     for frame in before:
@@ -130,15 +131,25 @@ async def _stream(
     return response
 
 
+def echoed(request: web.Request, behaviour: Behaviour, body: bytes) -> bytes:
+    """An error that repeats the caller's key, where the script says so."""
+    if not behaviour.echo:
+        return body
+    headers = request.headers
+    key = headers.get("x-api-key") or headers.get("x-goog-api-key") or headers.get("authorization", "")
+    return body.replace(b'"message": "', b'"message": "the key ' + key.encode() + b" is known to me: ", 1)
+
+
 async def _midway(
-    request: web.Request, form: ModuleType, response: web.StreamResponse, fault: Fault
+    request: web.Request, form: ModuleType, response: web.StreamResponse, behaviour: Behaviour
 ) -> web.StreamResponse:
+    fault = behaviour.fault
     if fault is Fault.MALFORMED:
         await response.write(b'data: {"id": "broken", "choices": [{"index": 0, "delta": {"con\n\n')
     elif fault is Fault.GARBAGE:
         await response.write(b'data: {"choices": [{"delta": {"content": "\xff\xfe\xfd"}}]}\n\n')
     elif fault is Fault.ERROR_IN_STREAM:
-        await response.write(form.error_frame())
+        await response.write(echoed(request, behaviour, form.error_frame()))
     elif fault is not Fault.END_EARLY:
         await _break_off(request, fault, form.PING, response)
         return response

@@ -86,6 +86,8 @@ class Behaviour:
     """Time to the first byte of any good answer."""
     reasoning: int = 0
     """Words of reasoning before the answer."""
+    echo: int = 0
+    """1: the error's sentence holds the caller's key, as some servers do."""
     cached: int = 0
     """Prompt tokens that were cached."""
 

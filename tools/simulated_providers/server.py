@@ -24,10 +24,11 @@ from aiohttp import web
 
 from tools.simulated_providers import anthropic_format, gemini_format, openai_format
 from tools.simulated_providers.bills import Bill, Bills
-from tools.simulated_providers.delivery import deliver
+from tools.simulated_providers.delivery import deliver, echoed
 from tools.simulated_providers.openai_format import Refused
 from tools.simulated_providers.script import Behaviour, Fault, Limiter, Script, behaviour_of
 from tools.simulated_providers.speech import Asked, speak
+from tools.simulated_providers.transcripts import transcript
 
 _ERRORS = (
     Fault.RATE_LIMIT,
@@ -188,12 +189,12 @@ class SimulatedProviders:
         bill.model, bill.fault, bill.stream = asked.model, behaviour.fault.value, asked.stream
         limits: dict[str, str] = {}
         if (not key and bill.vendor != "local") or key.startswith("bad"):
-            return _error(form, bill, Fault.AUTH, behaviour)
+            return _error(request, form, bill, Fault.AUTH, behaviour)
         if vendor.limiter is not None:
             is_let_in, left, reset_s = vendor.limiter.take(time.monotonic())
             limits = _limit_headers(form, vendor.limiter.requests, left, reset_s)
             if not is_let_in:
-                return _error(form, bill, Fault.RATE_LIMIT, Behaviour(reset=reset_s), limits)
+                return _error(request, form, bill, Fault.RATE_LIMIT, Behaviour(reset=reset_s), limits)
         return await self._misbehave(request, form, asked, behaviour, bill, limits)
 
     def _read(
@@ -225,10 +226,10 @@ class SimulatedProviders:
     ) -> web.StreamResponse:
         fault = behaviour.fault
         if fault in _ERRORS or (fault is Fault.PREFILL_REFUSED and asked.prefill is not None):
-            return _error(form, bill, fault, behaviour, limits)
+            return _error(request, form, bill, fault, behaviour, limits)
         if fault is Fault.CONTENT_FILTER:
             if form is not gemini_format:
-                return _error(form, bill, fault, behaviour, limits)
+                return _error(request, form, bill, fault, behaviour, limits)
             bill.outcome = "refused"
             blocked = gemini_format.blocked(asked)
             if asked.stream:
@@ -257,20 +258,21 @@ class SimulatedProviders:
             body = openai_format.error_body("you must provide a file and a model", "invalid_request_error", None)
             return web.Response(status=400, body=body, content_type="application/json")
         data = upload.file.read()
+        upload.file.close()
         bill.model, bill.outcome, bill.ended_s = str(form["model"]), "served", time.time()
         script = self.vendor(bill.vendor).scripts.get(bill.model) or self.vendor(bill.vendor).scripts.get("")
         behaviour = behaviour_of(request.headers["x-sim-fault"]) if "x-sim-fault" in request.headers else None
         behaviour = behaviour or (script.next() if script else Behaviour())
         bill.fault = behaviour.fault.value
+        bill.input_tokens = 0
+        if behaviour.fault is Fault.SILENCE:
+            await asyncio.sleep(3600)
         if behaviour.fault in _ERRORS:
-            response = _error(openai_format, bill, behaviour.fault, behaviour)
+            response = _error(request, openai_format, bill, behaviour.fault, behaviour)
             self.bills.close(bill)
             return response
         self.bills.close(bill)
-        text = f"This is what {upload.filename} says in {len(data)} bytes."
-        if form.get("response_format") == "text":
-            return web.Response(text=text)
-        return web.json_response({"text": text, "usage": {"type": "duration", "seconds": max(1, len(data) // 32000)}})
+        return transcript(request, behaviour, form, str(upload.filename), data)
 
 
 def _reset(request: web.Request, bill: Bill) -> web.Response:
@@ -294,9 +296,15 @@ def _refusal(form: ModuleType, bill: Bill, refused: Refused) -> web.Response:
 
 
 def _error(
-    form: ModuleType, bill: Bill, fault: Fault, behaviour: Behaviour, limits: dict[str, str] | None = None
+    request: web.Request,
+    form: ModuleType,
+    bill: Bill,
+    fault: Fault,
+    behaviour: Behaviour,
+    limits: dict[str, str] | None = None,
 ) -> web.Response:
     bill.status, headers, body = form.error(fault, behaviour.reset)
+    body = echoed(request, behaviour, body)
     bill.outcome = "refused"
     return web.Response(
         status=bill.status, headers={**(limits or {}), **headers}, body=body, content_type="application/json"

@@ -167,7 +167,7 @@ def test_a_million_records_stay_within_memory() -> None:
 
 
 async def test_the_gateways_own_ledger_is_read(tmp_path: Path) -> None:
-    from onebeat.conductor.ledger import FeedbackRow, RequestRow
+    from onebeat.conductor.ledger_rows import FeedbackRow, RequestRow
 
     path = tmp_path / "ledger.sqlite"
     messages = json.dumps([{"role": "user", "content": "hello"}])
