@@ -22,7 +22,7 @@ from onebeat.conductor.call import Call
 from onebeat.conductor.dispatch import Dispatcher
 from onebeat.conductor.ledger import FeedbackRow, Ledger
 from onebeat.conductor.metrics import Metrics
-from onebeat.conductor.planning import AUTO, Planner
+from onebeat.conductor.planning import AUTO, Planner, is_auto
 from onebeat.conductor.records import RequestError
 from onebeat.conductor.report import key_of_request
 from onebeat.conductor.route_state import RouteState
@@ -154,7 +154,7 @@ class Admin:
         return msgspec.json.encode(listing)
 
     def model(self, name: str) -> bytes:
-        if name not in self._planner.runtime.fleet.models and not name.startswith(AUTO):
+        if name not in self._planner.runtime.fleet.models and not is_auto(name):
             raise RequestError(
                 f"The model {name!r} is not in this gateway's fleet.", status=404, code="model_not_found"
             )

@@ -7,6 +7,7 @@ Knows no other attempt and no client: what is sent on, and what comes after a fa
 from __future__ import annotations
 
 import asyncio
+import math
 
 import aiohttp
 import msgspec
@@ -146,8 +147,16 @@ class Attempt:
             if self._has_ended or self.finished is not None:
                 return events
             if any(isinstance(event, _CONTENT) for event in events):
-                self.patience.allow(self.fleet.resilience.between_tokens_ms / 1e3, "between tokens")
+                self._watch_for_stalls()
                 return events
+
+    def _watch_for_stalls(self) -> None:
+        mode = self.fleet.watch.stall
+        limit_s = math.inf if mode == "off" else self.fleet.resilience.between_tokens_ms / 1e3
+        self.patience.allow(limit_s, "between tokens", self._stood_still if mode == "report" else None)
+
+    def _stood_still(self, seconds: float) -> None:
+        self.findings.append(Finding(Detector.STALL, f"the stream stood still for {seconds:.1f} s", act=False))
 
     async def more(self) -> list[StreamEvent]:
         """The events that arrived since; empty once the stream has ended well. Raises `AttemptError`.

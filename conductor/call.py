@@ -15,10 +15,11 @@ from onebeat.conductor.attempt import Attempt
 from onebeat.conductor.context import PromptSize
 from onebeat.conductor.errors import AttemptError
 from onebeat.conductor.ledger import AttemptRow, RequestRow
-from onebeat.conductor.policy import Choice, Plan, Prediction
+from onebeat.conductor.policy import Choice, Plan
 from onebeat.conductor.pricing import cost_usd
 from onebeat.conductor.pursuit import Pursuit
 from onebeat.conductor.records import ChatRequest, Priority
+from onebeat.conductor.routes import Prediction
 from onebeat.conductor.runtime import Runtime
 from onebeat.conductor.security import Client
 
@@ -33,6 +34,7 @@ class Call:
 
     __slots__ = (
         "act_on_soft",
+        "arrival",
         "at",
         "attempts",
         "client",
@@ -51,7 +53,6 @@ class Call:
         "priority",
         "pursuit",
         "reason",
-        "region",
         "request",
         "response_model",
         "router_ms",
@@ -74,7 +75,6 @@ class Call:
         client: Client,
         size: PromptSize,
         now: float,
-        region: str | None = None,
     ) -> None:
         self.id = f"ob-{_ids.getrandbits(96):024x}"
         self.at = time.time()
@@ -83,7 +83,8 @@ class Call:
         self.request = request
         self.client = client
         self.size = size
-        self.region = region
+        self.arrival: int | None = None
+        """Its place in the waiting room, once it has waited."""
         self.priority: Priority = client.priority(request.options.priority)
         asked_ms = request.options.deadline_ms
         self.deadline_at = now + (asked_ms or runtime.fleet.contingency.deadline_ms) / 1e3

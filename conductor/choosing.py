@@ -47,6 +47,9 @@ class Chooser:
                 if runtime.lines[picked.route.name].state.acquire(now, picked.prompt_tokens):
                     return picked
             elif picked is None:
+                overflowed = call.last_problem is not None and call.last_problem.kind is ProblemKind.CONTEXT_OVERFLOW
+                if overflowed and self._planner.shorten_refused(call):
+                    continue
                 return self._last_or_raise(call, now, "no route is left to try")
             else:
                 last_choice = await self._wait(call, picked, now)
@@ -71,7 +74,9 @@ class Chooser:
                 raise self._unavailable(call, retry_after_s, "every route is busy beyond this request's deadline")
             return last
         try:
-            await self.room.wait(picked.until, call.priority, names, call.deadline_at)
+            if call.arrival is None:
+                call.arrival = self.room.arrive()
+            await self.room.wait(picked.until, call.priority, names, call.deadline_at, call.arrival)
         except ShedError as error:
             last = self._last_resort(call, now)
             if last is None:

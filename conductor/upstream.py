@@ -7,6 +7,8 @@ refused; nothing here knows what a body means.
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable
 
 import aiohttp
 from yarl import URL
@@ -41,7 +43,7 @@ class Patience:
     reading, where a timeout of its own would cost a handle and a heap operation.
     """
 
-    __slots__ = ("_handle", "_limit_s", "_loop", "_start", "_task", "_total_at", "expired", "fed_at", "phase")
+    __slots__ = ("_handle", "_late", "_limit_s", "_loop", "_start", "_task", "_total_at", "expired", "fed_at", "phase")
 
     def __init__(self, total_s: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -52,15 +54,17 @@ class Patience:
         self.fed_at = self._start
         self._total_at = self._start + total_s
         self._limit_s = total_s
+        self._late: Callable[[float], None] | None = None
         self._handle: asyncio.TimerHandle | None = None
         self.expired: str | None = None
         self.phase = "total"
 
-    def allow(self, seconds: float, phase: str) -> None:
-        """From now on `seconds` may pass between two feedings."""
+    def allow(self, seconds: float, phase: str, late: Callable[[float], None] | None = None) -> None:
+        """From now on `seconds` may pass between two feedings. With `late` it is told once, and the call goes on."""
         self.fed_at = self._loop.time()
         self._limit_s = seconds
         self.phase = phase
+        self._late = late
         if self._handle is not None:
             self._handle.cancel()
         self._handle = self._loop.call_at(min(self.fed_at + seconds, self._total_at), self._fire)
@@ -75,6 +79,11 @@ class Patience:
         due = min(self.fed_at + self._limit_s, self._total_at)
         if self._loop.time() < due - 5e-4:
             self._handle = self._loop.call_at(due, self._fire)
+            return
+        if self._late is not None and due != self._total_at:
+            self._late(self._limit_s)
+            self._limit_s = math.inf
+            self._handle = self._loop.call_at(self._total_at, self._fire)
             return
         self.expired = "total" if due == self._total_at else self.phase
         self._handle = None
@@ -118,7 +127,7 @@ class Upstream:
             raise AttemptError(
                 ProviderProblem(
                     ProblemKind.NOT_FOUND,
-                    "the provider answered with a redirect, which is refused; mend its base_url.",
+                    "the provider answered with a redirect, which is refused; mend its base_url",
                     response.status,
                 )
             )
