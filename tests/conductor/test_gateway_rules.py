@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import json
 import logging
+import os
+import signal
+import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import msgspec
 import openai
 import pytest
 from aiohttp import web
 
 from onebeat.conductor.config import Model
-from tests.conductor.gateway_rig import CLOCKS, TEXT, rig
+from tests.conductor.gateway_rig import CLOCKS, TEXT, fleet_text, rig
+from tools.simulated_providers import SimulatedProviders
 
 DROP = (
     "[router]\n",
@@ -151,30 +160,123 @@ async def test_regions_and_fallbacks_are_asked_for_in_the_body_too(tmp_path: Pat
         assert sum(total["calls"] for total in bench.sim.bills.totals.values()) == 1
 
 
-async def test_a_provider_that_says_retry_is_retried_whatever_its_status(tmp_path: Path) -> None:
-    calls = 0
+@asynccontextmanager
+async def vendor(*answers: tuple[int, dict[str, str], bytes]) -> AsyncIterator[tuple[str, list[int]]]:
+    """An OpenAI-compatible server that gives `answers` in turn, the last one for ever: the fleet's text, its calls."""
+    calls: list[int] = []
 
-    async def locked(request: web.BaseRequest) -> web.StreamResponse:
-        nonlocal calls
-        calls += 1
-        return web.json_response(
-            {"error": {"message": "lock timeout", "type": "invalid_request_error"}},
-            status=400,
-            headers={"x-should-retry": "true" if calls < 2 else "false"},
-        )
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        status, headers, body = answers[min(len(calls), len(answers) - 1)]
+        calls.append(status)
+        return web.Response(status=status, headers=headers, body=body)
 
-    runner = web.ServerRunner(web.Server(locked))
+    runner = web.ServerRunner(web.Server(answer))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    provider = f'[providers.locked]\nkind = "openai_compatible"\nbase_url = "{url}"\n'
-    model = '[models.m]\nprovider = "locked"\ncontext_tokens = 9000\ninput_usd_per_million = 0\n'
     try:
-        async with rig(tmp_path, models=f"{provider}{model}output_usd_per_million = 0\n") as bench:
-            result = await bench.ask("m")
-            assert result.status == 400 and calls == 2, "once more as it said, then no more as it said"
+        yield (
+            (
+                f'[providers.odd]\nkind = "openai_compatible"\nbase_url = "{url}"\n'
+                '[models.odd]\nprovider = "odd"\ncontext_tokens = 9000\ncapabilities = ["tools"]\n'
+                "input_usd_per_million = 0\noutput_usd_per_million = 0\n"
+            ),
+            calls,
+        )
     finally:
         await runner.cleanup()
+
+
+async def test_a_provider_that_says_retry_is_retried_whatever_its_status(tmp_path: Path) -> None:
+    body = b'{"error": {"message": "lock timeout", "type": "invalid_request_error"}}'
+    said = [(400, {"x-should-retry": word}, body) for word in ("true", "false")]
+    async with vendor(*said) as (models, calls), rig(tmp_path, models=models) as bench:
+        result = await bench.ask("odd")
+        assert result.status == 400 and len(calls) == 2, "once more as it said, then no more as it said"
+
+
+def tool_stream(arguments: str, finish: str) -> tuple[int, dict[str, str], bytes]:
+    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    deltas = [{"role": "assistant", "tool_calls": [call]}, {}]
+    chunks = [
+        {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "odd", "choices": [choice]}
+        for choice in (
+            {"index": 0, "delta": deltas[0], "finish_reason": None},
+            {"index": 0, "delta": deltas[1], "finish_reason": finish},
+        )
+    ]
+    lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+    return 200, {"content-type": "text/event-stream"}, ("".join(lines) + "data: [DONE]\n\n").encode()
+
+
+async def test_a_tool_call_that_never_closes_is_asked_for_again_and_no_half_of_it_goes_out(tmp_path: Path) -> None:
+    half, whole = tool_stream('{"city": "Par', "tool_calls"), tool_stream('{"city": "Paris"}', "tool_calls")
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    async with vendor(half, whole) as (models, calls), rig(tmp_path, models=models) as bench:
+        result = await bench.ask("odd", stream=True, tools=tools)
+        pieces = [
+            call["function"]["arguments"]
+            for chunk in result.chunks
+            for choice in chunk["choices"]
+            for call in choice["delta"].get("tool_calls", ())
+        ]
+        assert result.is_whole and "".join(pieces) == '{"city": "Paris"}' and len(calls) == 2
+        assert [row["problem"] for row in await bench.rows("attempts")] == ["unclosed_tool_call", None]
+
+
+async def test_a_call_that_says_it_stopped_is_reported(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    async with vendor(tool_stream("{}", "stop")) as (models, _), rig(tmp_path, models=models) as bench:
+        result = await bench.ask("odd", stream=True, tools=tools)
+        notes = [note for chunk in result.chunks for note in chunk.get("onebeat", {}).get("notes", ())]
+        assert result.is_whole and notes == ["wrong_finish: it called a tool and says that it stopped"]
+
+
+async def test_prompts_are_kept_only_where_the_fleet_says_so(tmp_path: Path) -> None:
+    for stored in (False, True):
+        folder = tmp_path / str(stored)
+        folder.mkdir()
+        change = (("[ledger]\n", f"[ledger]\nstore_prompts = {str(stored).lower()}\n"),)
+        async with rig(folder, change=change) as bench:
+            await bench.ask("gpt-4o")
+            await bench.ask("auto", messages=[])
+            rows = await bench.rows()
+            assert [TEXT in (row["prompt"] or "") for row in rows] == [stored]
+            assert (TEXT.encode() in (folder / "ledger.sqlite-wal").read_bytes()) is stored
+
+
+async def test_a_hangup_reads_the_fleet_again_while_a_stream_goes_on(tmp_path: Path) -> None:
+    async with SimulatedProviders() as sim, aiohttp.ClientSession() as session:
+        path = tmp_path / "fleet.toml"
+        path.write_text(fleet_text(sim.url, tmp_path / "ledger.sqlite"))
+        sim.script("openai", always="ok:chunk_ms=20")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "onebeat", "serve", "--config", str(path), "--port", "0",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "SIM_KEY": "sk-simulated-0123456789"},
+        )  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            async with asyncio.timeout(60):
+                url = (await process.stdout.readline()).decode().split()[3]
+                ask = {"model": "gpt-4o", "stream": True, "messages": [{"role": "user", "content": TEXT}]}
+                async with session.post(f"{url}/v1/chat/completions", json=ask) as response:
+                    begun = await response.content.readany()
+                    for text, known in ((path.read_text() + SMALL, True), ("[serer]\n", True)):
+                        path.write_text(text)
+                        process.send_signal(signal.SIGHUP)
+                        while b"fleet.toml" not in await process.stderr.readline():
+                            pass
+                        async with session.get(f"{url}/v1/models/blind") as listed:
+                            assert (listed.status == 200) is known
+                    rest = await response.read()
+                assert b"[DONE]" in begun + rest
+                process.terminate()
+                assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
 
 
 async def test_a_reload_says_what_wants_a_restart_and_takes_over_the_rest(
