@@ -32,13 +32,6 @@ from onebeat.engine.errors import ConstraintError, InputError
 AUTO = "auto"
 SHORTER = 0.75
 """What is kept of a prompt that a vendor counted longer than we did: it does not say by how much."""
-_NEEDS = (
-    ("tools", lambda r: bool(r.tools)),
-    ("json", lambda r: r.answer_format is not None),
-    ("images", lambda r: r.has_images),
-    ("audio", lambda r: r.has_audio),
-    ("documents", lambda r: r.has_documents),
-)
 _NOTHING: frozenset[str] = frozenset()
 
 
@@ -202,5 +195,14 @@ def is_auto(model: str) -> bool:
 
 
 def needs_of(request: ChatRequest) -> frozenset[str]:
-    needs = [name for name, has in _NEEDS if has(request)]
-    return frozenset(needs) if needs else _NOTHING
+    media = request.has_images or request.has_audio or request.has_documents
+    if not (media or request.tools or request.answer_format):
+        return _NOTHING
+    asked = {
+        "tools": request.needs_tools,
+        "json": request.needs_json,
+        "images": request.has_images,
+        "audio": request.has_audio,
+        "documents": request.has_documents,
+    }
+    return frozenset(name for name, is_asked in asked.items() if is_asked)

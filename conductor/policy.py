@@ -99,10 +99,11 @@ def plan(
     offers: list[Offer] = []
     choices: dict[str, Choice] = {}
     penalties: dict[str, float] = {}
+    statuses: dict[str, Status] = {}
     refused: list[tuple[str, str]] = []
     overflowing: list[str] = []
     for route in table.automatic:
-        now = status(route.name)
+        now = statuses[route.name] = status(route.name)
         predicted = route.prior if predictions is None else predictions.get(route.column, route.prior)
         choice = choice_of(route, ask, predicted, now.token_scale)
         unfit = unfit_because(route, ask)
@@ -126,10 +127,16 @@ def plan(
         max_cost_usd=ask.max_cost_usd,
     )
     if penalties:
-        weighed = [replace(c, utility=c.utility - penalties.get(c.model, 0.0)) for c in weighed]
+        weighed = [changed(c, utility=c.utility - penalties.get(c.model, 0.0)) for c in weighed]
         weighed.sort(key=lambda c: (c.ruled_out is not None, -c.utility, c.cost_usd, c.model))
-    decision = choose(weighed, tradeoff=ask.tradeoff, min_quality=ask.min_quality, max_cost_usd=ask.max_cost_usd)
     decided_by = "prior" if predictions is None else "router"
+    decision = choose(
+        weighed,
+        tradeoff=ask.tradeoff,
+        min_quality=ask.min_quality,
+        max_cost_usd=ask.max_cost_usd,
+        note=f"Decided on priors: {why_prior}." if predictions is None and why_prior else "",
+    )
     order = [choices[c.model] for c in weighed if c.ruled_out is None]
     share = table.fleet.router.exploration_share
     if share and random is not None and len(order) > 1:
@@ -138,10 +145,9 @@ def plan(
             decided_by = "explored"
             first = order[0].route.name
             decision = replace(decision, model=first, reason=f"{first} was drawn to explore. {decision.reason}")
-    if decided_by == "prior" and why_prior:
-        reason = f"{decision.reason} Decided on priors: {why_prior}."
-        decision = Decision(decision.model, reason, decision.scores, decision.tradeoff)
-    return Plan(tuple(order), decision, decided_by, _blocked_notes(order, status), tuple(overflowing))
+    first_status = statuses[order[0].route.name]
+    notes = (f"{order[0].route.name}: {first_status.why}",) if first_status.blocked_s is not None else ()
+    return Plan(tuple(order), decision, decided_by, notes, tuple(overflowing))
 
 
 def explore(
@@ -257,11 +263,6 @@ def answer_room(choice: Choice, ask: Ask, answer_tokens: int) -> float:
 def takes_over(policy: PolicySection, failed: Choice, following: Choice) -> bool:
     """Whether `following` is nearly as good as `failed`: then it answers at once, and nobody waits."""
     return following.quality >= failed.quality - policy.nearly_as_good
-
-
-def _blocked_notes(order: Sequence[Choice], status: Callable[[str], Status]) -> tuple[str, ...]:
-    first = status(order[0].route.name)
-    return (f"{order[0].route.name}: {first.why}",) if first.blocked_s is not None else ()
 
 
 def _nothing_left(refused: Sequence[tuple[str, str]]) -> str:

@@ -76,7 +76,7 @@ class Line:
         """What the policy reads."""
         state = self.state
         until = state.blocked_until(now)
-        headroom = state.headroom(now)
+        headroom = state.headroom(now) if state.room.is_known else 1.0
         ratio = self.scale.ratio
         if until is None:
             known = self._status  # The same as last time for most requests: nothing is made anew.
