@@ -50,6 +50,9 @@ class Accounts:
             metrics.tokens.observe(attempt.usage.output_tokens, ("output", *labels))
         if attempt.first_token_at is not None:
             metrics.first_token.observe(attempt.first_token_at - attempt.started, labels)
+            if attempt.finished is not None and attempt.usage is not None and attempt.usage.output_tokens > 1:
+                rest_s = now - attempt.first_token_at
+                metrics.per_token.observe(rest_s / (attempt.usage.output_tokens - 1), labels)
         if usd:
             metrics.cost.add(usd, (line.name,))
         if error is not None:

@@ -23,7 +23,7 @@ from onebeat.conductor.dispatch import Dispatcher
 from onebeat.conductor.ledger import Ledger
 from onebeat.conductor.ledger_rows import FeedbackRow
 from onebeat.conductor.metrics import Metrics
-from onebeat.conductor.planning import AUTO, Planner
+from onebeat.conductor.planning import AUTO, Planner, is_auto
 from onebeat.conductor.records import RequestError
 from onebeat.conductor.report import key_of_request
 from onebeat.conductor.route_state import RouteState
@@ -162,7 +162,7 @@ class Admin:
         return msgspec.json.encode(listing)
 
     def model(self, name: str) -> bytes:
-        if name not in self._planner.runtime.fleet.models and not name.startswith(AUTO):
+        if name not in self._planner.runtime.fleet.models and not is_auto(name):
             raise RequestError(
                 f"The model {name!r} is not in this gateway's fleet.", status=404, code="model_not_found"
             )

@@ -38,6 +38,8 @@ from onebeat.conductor.watch import SOFT, Detector, Finding, Watch, watch_answer
 
 _CONTENT = (TextDelta, ToolCallDelta, ReasoningDelta, Native, Finished)
 CHARACTERS_PER_TOKEN = 4
+FIRST_PIECE_BYTES = 2_048
+"""Of a burst that arrives at once, this much is looked at before the first content goes out, and the rest behind it."""
 AFTER_FINISH_S = 2.0
 """Behind the finish only usage and the protocol's last word follow: nobody waits longer for them."""
 
@@ -49,6 +51,7 @@ class Attempt:
         "_decoder",
         "_error",
         "_has_ended",
+        "_unread",
         "accepted",
         "act_on_soft",
         "answer",
@@ -114,6 +117,8 @@ class Attempt:
         self._decoder: StreamDecoder | None = None
         self._error: AttemptError | None = None
         self._has_ended = False
+        self._unread: bytes | None = None
+        """What the first read brought beyond `FIRST_PIECE_BYTES`; None before it."""
 
     async def whole(self, request: ChatRequest) -> Answer:
         """The answer, not streamed. Raises `AttemptError`."""
@@ -162,8 +167,16 @@ class Attempt:
                 return events
             if any(isinstance(event, _CONTENT) for event in events):
                 self.patience.meet()
-                self.patience.allow(self.fleet.resilience.between_tokens_ms / 1e3, "between tokens")
+                self._watch_for_stalls()
                 return events
+
+    def _watch_for_stalls(self) -> None:
+        mode = self.fleet.watch.stall
+        limit_s = math.inf if mode == "off" else self.fleet.resilience.between_tokens_ms / 1e3
+        self.patience.allow(limit_s, "between tokens", self._stood_still if mode == "report" else None)
+
+    def _stood_still(self, seconds: float) -> None:
+        self.findings.append(Finding(Detector.STALL, f"the stream stood still for {seconds:.1f} s", act=False))
 
     async def more(self) -> list[StreamEvent]:
         """The events that arrived since; empty once the stream has ended well. Raises `AttemptError`.
@@ -178,7 +191,7 @@ class Attempt:
         assert decoder is not None
         while True:
             try:
-                data = await self.upstream.chunk()
+                data = await self._next_bytes()
             except AttemptError:
                 # The answer is whole: a connection that then breaks, or is never closed, takes nothing from it.
                 if self.finished is None:
@@ -197,6 +210,16 @@ class Attempt:
                 raise self._error
             if self._has_ended:
                 return events
+
+    async def _next_bytes(self) -> bytes:
+        rest, self._unread = self._unread, b""
+        if rest:
+            return rest
+        data = await self.upstream.chunk()
+        if rest is None and len(data) > FIRST_PIECE_BYTES:
+            self._unread = data[FIRST_PIECE_BYTES:]
+            return data[:FIRST_PIECE_BYTES]
+        return data
 
     async def _send(self, http: HttpRequest) -> None:
         """Opens the call; a status other than 200 is a failure. Raises `AttemptError`."""

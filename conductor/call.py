@@ -16,10 +16,11 @@ from onebeat.conductor.attempt import Attempt
 from onebeat.conductor.context import PromptSize
 from onebeat.conductor.errors import AttemptError
 from onebeat.conductor.ledger_rows import AttemptRow, RequestRow
-from onebeat.conductor.policy import Choice, Plan, Prediction
+from onebeat.conductor.policy import Choice, Plan
 from onebeat.conductor.pricing import cost_usd
 from onebeat.conductor.pursuit import Pursuit
 from onebeat.conductor.records import ChatRequest, Priority
+from onebeat.conductor.routes import Prediction
 from onebeat.conductor.runtime import Runtime
 from onebeat.conductor.security import Client
 
@@ -29,11 +30,18 @@ _ids = random.Random()
 """Seeded by the system once. An id names a request and opens nothing: feedback on it wants the key that sent it."""
 
 
+def new_id(now_unix: float) -> str:
+    """`ob-` and 24 hexadecimal digits: the time in microseconds, then chance. So the ledger's indexes grow at the end,
+    which is half the work of rows in random order (12 against 21 us a request)."""
+    return f"ob-{int(now_unix * 1e6) & 0xFFFFFFFFFFFFFF:014x}{_ids.getrandbits(40):010x}"
+
+
 class Call:
     """Made when a request has been parsed; `request_row` ends it."""
 
     __slots__ = (
         "act_on_soft",
+        "arrival",
         "asked_deadline_at",
         "at",
         "attempts",
@@ -56,7 +64,6 @@ class Call:
         "priority",
         "pursuit",
         "reason",
-        "region",
         "request",
         "reserved_usd",
         "response_model",
@@ -80,16 +87,16 @@ class Call:
         client: Client,
         size: PromptSize,
         now: float,
-        region: str | None = None,
     ) -> None:
-        self.id = f"ob-{_ids.getrandbits(96):024x}"
         self.at = time.time()
+        self.id = new_id(self.at)
         self.started = now
         self.runtime = runtime
         self.request = request
         self.client = client
         self.size = size
-        self.region = region
+        self.arrival: int | None = None
+        """Its place in the waiting room, once it has waited."""
         self.priority: Priority = client.priority(request.options.priority)
         asked_ms = request.options.deadline_ms
         self.asked_deadline_at = None if asked_ms is None else now + asked_ms / 1e3

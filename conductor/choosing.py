@@ -72,6 +72,9 @@ class Chooser:
                 if call.acquire(picked, now):
                     return picked
             elif picked is None:
+                overflowed = call.last_problem is not None and call.last_problem.kind is ProblemKind.CONTEXT_OVERFLOW
+                if overflowed and self._planner.shorten_refused(call):
+                    continue
                 return self._last_or_raise(call, now, "no route is left to try")
             else:
                 last_choice = await self._wait(call, picked, now)
@@ -98,7 +101,9 @@ class Chooser:
             return last
         call.has_waited = True
         try:
-            await self.room.wait(picked.until, call.priority, names, wait_until)
+            if call.arrival is None:
+                call.arrival = self.room.arrive()
+            await self.room.wait(picked.until, call.priority, names, wait_until, call.arrival)
         except ShedError as error:
             last = self._last_resort(call, now)
             if last is None:

@@ -78,6 +78,10 @@ class ContextSection(_Section, frozen=True):
     answer_tokens: int = 1024
     """Room kept for the answer where neither the request nor the router says how long it will be."""
 
+    @property
+    def drops_oldest(self) -> bool:
+        return self.on_overflow == "drop_oldest"
+
 
 class ResilienceSection(_Section, frozen=True):
     """Clocks, retries, breakers, hedges."""

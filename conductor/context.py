@@ -154,7 +154,7 @@ def drop_oldest(request: ChatRequest, window_tokens: int, bytes_per_token: float
     system, turns = turns_of(request.messages)
     sizes = [PromptSize(*_size_of_message(message)) for message in request.messages]
     tokens = [size.tokens(bytes_per_token, scale) for size in sizes]
-    bare = PromptSize(0, 0, 0) if not request.tools else size_of(request.with_messages(()))
+    bare = size_of(request.with_messages(()))
     room = window_tokens - bare.tokens(bytes_per_token, scale) - sum(tokens[index] for index in system)
     kept: list[int] = []
     first_kept = len(turns)

@@ -38,7 +38,7 @@ class WaitingRoom:
     """At most `places` requests at once. Of those that wait for the same route the most urgent goes first."""
 
     def __init__(self, places: int) -> None:
-        self._places = places
+        self.places = places
         self._waiters: list[_Waiter] = []
         self._arrivals = 0
         self.shed = 0
@@ -46,19 +46,30 @@ class WaitingRoom:
     def __len__(self) -> int:
         return len(self._waiters)
 
-    async def wait(self, until: float, priority: Priority, routes: Sequence[str], deadline: float = math.inf) -> None:
+    def arrive(self) -> int:
+        """A place in the order of arrival: who waits again keeps it."""
+        self._arrivals += 1
+        return self._arrivals
+
+    async def wait(
+        self,
+        until: float,
+        priority: Priority,
+        routes: Sequence[str],
+        deadline: float = math.inf,
+        arrival: int | None = None,
+    ) -> None:
         """Returns at `until`, at `deadline`, or as soon as one of `routes` is freed and nobody more urgent wants it.
 
         Raises `ShedError` where the room is full of requests that are at least as urgent and came earlier.
         """
         loop = asyncio.get_running_loop()
-        self._arrivals += 1
-        order = (_RANK[priority], self._arrivals)
-        if len(self._waiters) >= self._places:
+        order = (_RANK[priority], self.arrive() if arrival is None else arrival)
+        if len(self._waiters) >= self.places:
             last = max(self._waiters, key=lambda waiter: waiter.order)
             self.shed += 1
             if last.order < order:
-                raise ShedError(f"{self._places} requests are waiting already.")
+                raise ShedError(f"{self.places} requests are waiting already.")
             self._leave(last)
             if not last.future.done():
                 last.future.set_exception(ShedError("a more urgent request took the last place."))

@@ -66,12 +66,11 @@ def parse_fleet(text: str, source: str = "fleet.toml") -> Fleet:
 
 
 def missing_variables(fleet: Fleet, environ: Mapping[str, str]) -> dict[str, str]:
-    """Provider name -> environment variable, for those that name a variable that is not set or is empty."""
-    return {
-        name: provider.api_key_env
-        for name, provider in fleet.providers.items()
-        if provider.api_key_env and not environ.get(provider.api_key_env)
-    }
+    """Who names it -> environment variable, for those that are not set or empty: providers by their name, and
+    `server.admin_token_env`, without whose token /metrics would be open to the whole machine."""
+    named = {name: provider.api_key_env for name, provider in fleet.providers.items()}
+    named["server.admin_token_env"] = fleet.server.admin_token_env
+    return {name: variable for name, variable in named.items() if variable and not environ.get(variable)}
 
 
 def retirements(fleet: Fleet, today: datetime.date) -> list[str]:

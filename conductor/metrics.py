@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
 ROUTER_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25)
 Labels = tuple[str, ...]
@@ -85,6 +86,12 @@ class Metrics(Collector):
         )
         self.first_token = Histogram(
             "gen_ai_server_time_to_first_token_seconds", "Time to first content, streamed calls.", _MODEL, FIRST_TOKEN_S
+        )
+        self.per_token = Histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "Time per token behind the first, streamed calls.",
+            _MODEL,
+            PER_TOKEN_S,
         )
         self.requests = Counter("onebeat_requests", "Client requests.", ("face", "outcome", "decided_by"))
         self.cost = Counter("onebeat_cost_usd", "Dollars spent upstream.", ("model",))

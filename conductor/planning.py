@@ -7,47 +7,59 @@ from __future__ import annotations
 
 import asyncio
 import random as stdlib_random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from difflib import get_close_matches
 
 from onebeat.conductor.call import Call
 from onebeat.conductor.context import MARGIN, drop_oldest, size_of
-from onebeat.conductor.policy import Ask, Choice, Plan, Status, answer_room, choice_of, fits, named_plan, plan
+from onebeat.conductor.policy import (
+    Ask,
+    Choice,
+    NothingFitsError,
+    Plan,
+    Status,
+    answer_room,
+    choice_of,
+    named_plan,
+    plan,
+)
 from onebeat.conductor.records import ChatRequest, RequestError
+from onebeat.conductor.routes import Route
 from onebeat.conductor.runtime import Runtime
 from onebeat.conductor.scoring import Scorer
 from onebeat.engine.errors import ConstraintError, InputError
 
 AUTO = "auto"
-_NEEDS = (
-    ("tools", lambda r: bool(r.tools)),
-    ("json", lambda r: r.answer_format is not None),
-    ("images", lambda r: r.has_images),
-    ("audio", lambda r: r.has_audio),
-    ("documents", lambda r: r.has_documents),
-)
+SHORTER = 0.75
+"""What is kept of a prompt that a vendor counted longer than we did: it does not say by how much."""
 _NOTHING: frozenset[str] = frozenset()
 
 
 class Planner:
     """Holds the runtime in force; `runtime` is set anew by a reload."""
 
-    def __init__(self, runtime: Runtime, scorer: Scorer, random: Callable[[], float] = stdlib_random.random) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        scorer: Scorer,
+        random: Callable[[], float] = stdlib_random.random,
+        *,
+        on_new_day: Callable[[Runtime], None] | None = None,
+    ) -> None:
+        """`on_new_day` is told when shutdown dates may have passed (UTC midnight)."""
         self.runtime = runtime
         self.scorer = scorer
         self._random = random
+        self._on_new_day = on_new_day
 
     async def decide(self, call: Call) -> None:
         """Sets the call's plan. Raises `RequestError`."""
         runtime, request = call.runtime, call.request
-        runtime.refresh_day(call.at)
+        if runtime.refresh_day(call.at) and self._on_new_day is not None:
+            self._on_new_day(runtime)
         ask = self._ask(call)
         call.tradeoff = ask.tradeoff
-        now = asyncio.get_running_loop().time()
-
-        def status(name: str) -> Status:
-            return runtime.lines[name].status(now)
-
+        status = _status_of(runtime)
         if not is_auto(request.model):
             self._decide_named(call, ask, status)
             return
@@ -62,24 +74,21 @@ class Planner:
         except InputError as error:
             raise RequestError(str(error)) from error
         except ConstraintError as error:
-            call.plan = self._shortened(call, [r.name for r in runtime.table.automatic], error, status, why_prior)
+            call.plan = self._shortened(call, error, status, why_prior)
         call.notes += call.plan.notes
 
     def _decide_named(self, call: Call, ask: Ask, status: Callable[[str], Status]) -> None:
         runtime, request = call.runtime, call.request
         name = request.model
-        model = runtime.fleet.models.get(name)
-        if model is None:
-            raise self._unknown(name)
-        fallbacks = request.options.fallbacks
-        for fallback in fallbacks or ():
+        if name not in runtime.fleet.models:
+            raise _unknown(name, [AUTO, *runtime.fleet.models], 404, "model")
+        for fallback in request.options.fallbacks or ():
             if fallback not in runtime.fleet.models:
-                raise self._unknown(fallback, "fallbacks")
-        names = (name, *(model.fallbacks if fallbacks is None else fallbacks))
+                raise _unknown(fallback, list(runtime.fleet.models), 400, "onebeat.fallbacks")
         try:
-            call.plan = named_plan(runtime.table, ask, names, status)
+            call.plan = named_plan(runtime.table, ask, names_of(call), status)
         except ConstraintError as error:
-            call.plan = self._shortened(call, names, error, status, "")
+            call.plan = self._shortened(call, error, status, "")
         call.notes += call.plan.notes
 
     def count(self, request: ChatRequest) -> tuple[int, str]:
@@ -91,19 +100,12 @@ class Planner:
         elif request.model in runtime.fleet.models:
             names = [request.model]
         else:
-            raise self._unknown(request.model)
+            raise _unknown(request.model, [AUTO, *runtime.fleet.models], 404, "model")
         if not names:
             raise RequestError("No model of the fleet may be chosen by `auto`; count for one by name.", param="model")
         size = size_of(request)
         lines = [runtime.lines[name] for name in names]
         return max((size.tokens(line.route.model.bytes_per_token, line.scale.ratio), line.name) for line in lines)
-
-    def _unknown(self, name: str, param: str = "model") -> RequestError:
-        known = self.runtime.fleet.models
-        near = get_close_matches(name, [*known, AUTO], n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"known are {AUTO}, {', '.join(sorted(known))}."
-        sentence = f"The model {name!r} is not in this gateway's fleet; {hint}"
-        return RequestError(sentence, status=404, code="model_not_found", param=param)
 
     def _ask(self, call: Call) -> Ask:
         request, runtime = call.request, call.runtime
@@ -118,56 +120,90 @@ class Planner:
             min_quality=options.min_quality,
             max_cost_usd=options.max_cost_usd,
             needs=needs_of(request),
-            region=call.region,
+            region=options.region,
             max_output_tokens=request.max_output_tokens,
             expensive_allowed=call.client.expensive_allowed(call.at),
             native_only=request.face.value if request.native_only else None,
         )
 
-    def _shortened(
-        self, call: Call, names: Sequence[str], error: ConstraintError, status: Callable[[str], Status], why_prior: str
-    ) -> Plan:
+    def _shortened(self, call: Call, error: ConstraintError, status: Callable[[str], Status], why_prior: str) -> Plan:
         """Where length was all that stood in the way and the fleet says so: the newest turns that fit the largest."""
         runtime = call.runtime
-        ask = self._ask(call)
-        overflowing = [
-            line.route
-            for name in names
-            if (line := runtime.lines.get(name)) is not None
-            and not fits(choice_of(line.route, ask, line.route.prior, line.scale.ratio), ask, 1)
-        ]
-        if not overflowing or len(overflowing) < len(names):
+        overflowing = error.overflowing if isinstance(error, NothingFitsError) else ()
+        if not overflowing:
             raise RequestError(str(error), code="constraint_failed") from error
-        if runtime.fleet.context.on_overflow == "error":
+        if not runtime.fleet.context.drops_oldest:
             raise RequestError(str(error), code="context_length_exceeded", param="messages") from error
-        largest = max(overflowing, key=lambda route: route.model.context_tokens)
-        line = runtime.lines[largest.name]
-        choice = choice_of(largest, ask, largest.prior, line.scale.ratio)
-        room = answer_room(choice, ask, runtime.fleet.context.answer_tokens)
+        largest = max((runtime.lines[name].route for name in overflowing), key=lambda route: route.model.context_tokens)
+        choice = choice_of(largest, self._ask(call), largest.prior, runtime.lines[largest.name].scale.ratio)
+        room = answer_room(choice, self._ask(call), runtime.fleet.context.answer_tokens)
         window = int((largest.model.context_tokens - room) / MARGIN) - 1
-        shorter = drop_oldest(call.request, window, largest.model.bytes_per_token, line.scale.ratio)
-        if shorter is None:
+        if not self._drop_oldest(call, largest, window):
             raise RequestError(
                 f"The newest turn alone is too long for every model ({error})",
                 code="context_length_exceeded",
                 param="messages",
             ) from error
-        call.request = shorter.request
-        call.size = size_of(shorter.request)
-        call.dropped_messages = shorter.dropped_messages
-        turns = "turn" if shorter.dropped_turns == 1 else "turns"
-        call.notes.append(f"the oldest {shorter.dropped_turns} {turns} were left out to fit {largest.name}'s window")
-        ask = self._ask(call)
         try:
-            if is_auto(call.request.model):
-                return plan(runtime.table, ask, call.predictions, status, self._random, why_prior)
-            return named_plan(runtime.table, ask, names, status)
+            return self._plan(call, status, why_prior)
         except ConstraintError as still:
             raise RequestError(str(still), code="context_length_exceeded", param="messages") from still
+
+    def shorten_refused(self, call: Call) -> bool:
+        """After a vendor counted a prompt longer than we did, and no larger window is left: the pursuit goes on with
+        fewer turns, where the fleet leaves turns out. False where there is nothing to leave out."""
+        attempt, pursuit = call.last_attempt, call.pursuit
+        if attempt is None or pursuit is None or not call.runtime.fleet.context.drops_oldest or call.sent:
+            return False
+        if not self._drop_oldest(call, attempt.line.route, int(SHORTER * attempt.choice.prompt_tokens)):
+            return False
+        try:
+            call.plan = self._plan(call, _status_of(call.runtime), "")
+        except (ConstraintError, InputError):
+            return False  # Only the clock can have changed that: the vendor's own words are the answer then.
+        pursuit.shortened(call.plan)
+        return True
+
+    def _plan(self, call: Call, status: Callable[[str], Status], why_prior: str) -> Plan:
+        table, ask = call.runtime.table, self._ask(call)
+        if is_auto(call.request.model):
+            return plan(table, ask, call.predictions, status, self._random, why_prior)
+        return named_plan(table, ask, names_of(call), status)
+
+    def _drop_oldest(self, call: Call, route: Route, window_tokens: int) -> bool:
+        """Leaves out whole turns until the request fits `window_tokens` of `route`; False where that cannot be."""
+        scale = call.runtime.lines[route.name].scale.ratio
+        shorter = drop_oldest(call.request, window_tokens, route.model.bytes_per_token, scale)
+        if shorter is None or not shorter.dropped_turns:
+            return False
+        call.request = shorter.request
+        call.size = size_of(shorter.request)
+        call.dropped_messages += shorter.dropped_messages
+        turns = "turn" if shorter.dropped_turns == 1 else "turns"
+        call.notes.append(f"the oldest {shorter.dropped_turns} {turns} were left out to fit {route.name}'s window")
+        return True
 
     def local_choice(self, call: Call, name: str) -> Choice:
         line = call.runtime.lines[name]
         return choice_of(line.route, self._ask(call), line.route.prior, line.scale.ratio)
+
+
+def _status_of(runtime: Runtime) -> Callable[[str], Status]:
+    now = asyncio.get_running_loop().time()
+    return lambda name: runtime.lines[name].status(now)
+
+
+def names_of(call: Call) -> tuple[str, ...]:
+    """The concrete model that was asked for, and what may stand in for it: the request's word over the fleet's."""
+    name, asked = call.request.model, call.request.options.fallbacks
+    return (name, *(call.runtime.fleet.models[name].fallbacks if asked is None else asked))
+
+
+def _unknown(name: str, known: list[str], status: int, param: str) -> RequestError:
+    near = get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}."
+    message = f"The model {name!r} is not in this gateway's fleet; {hint}"
+    return RequestError(message, status=status, code="model_not_found", param=param)
 
 
 def is_auto(model: str) -> bool:
@@ -175,5 +211,14 @@ def is_auto(model: str) -> bool:
 
 
 def needs_of(request: ChatRequest) -> frozenset[str]:
-    needs = [name for name, has in _NEEDS if has(request)]
-    return frozenset(needs) if needs else _NOTHING
+    media = request.has_images or request.has_audio or request.has_documents
+    if not (media or request.tools or request.answer_format):
+        return _NOTHING
+    asked = {
+        "tools": request.needs_tools,
+        "json": request.needs_json,
+        "images": request.has_images,
+        "audio": request.has_audio,
+        "documents": request.has_documents,
+    }
+    return frozenset(name for name, is_asked in asked.items() if is_asked)

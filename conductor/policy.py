@@ -7,46 +7,21 @@ and no wire; the arithmetic of utility is `engine.decision`'s.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from msgspec import Struct
 from msgspec.structs import replace as changed
 
-from onebeat.conductor.config import Fleet, Model, PolicySection
+from onebeat.conductor.config import PolicySection
 from onebeat.conductor.context import MARGIN, PromptSize
-from onebeat.conductor.pricing import dearest, expected_usd
+from onebeat.conductor.pricing import expected_usd
+from onebeat.conductor.routes import TRANSCRIPTION, Prediction, Route, RouteTable
 from onebeat.engine.decision import Candidate, Decision, Offer, choose, weigh
 from onebeat.engine.errors import ConstraintError
 
-UNKNOWN_QUALITY = 0.5
-UNKNOWN_OUTPUT_TOKENS = 500.0
 ROOM_OVER_PREDICTION = 2.0
 """Room kept for an answer whose length is only predicted: a length head is right on the average, not in the tail."""
-REFERENCE_TOKENS = 500
-TRANSCRIPTION = "transcription"
-
-
-class Prediction(Struct, frozen=True, gc=False):
-    """What is expected of one model for one prompt."""
-
-    quality: float
-    output_tokens: float
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One model of the fleet, with what the policy reads of it worked out once."""
-
-    name: str
-    model: Model
-    column: str
-    regions: frozenset[str]
-    capabilities: frozenset[str]
-    prior: Prediction
-    wire: str
-    """openai | anthropic | gemini: whose format its provider speaks."""
 
 
 class Status(Struct, frozen=True, gc=False):
@@ -87,6 +62,14 @@ class Choice(Struct, frozen=True, gc=False):
     propensity: float = 1.0
 
 
+class NothingFitsError(ConstraintError):
+    """No route can serve the request; `overflowing` could, if the prompt were shorter."""
+
+    def __init__(self, message: str, overflowing: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.overflowing = overflowing
+
+
 class Plan(Struct, frozen=True, gc=False):
     """Routes in order of preference, whether or not they can be called right now, and the decision they come from."""
 
@@ -97,61 +80,6 @@ class Plan(Struct, frozen=True, gc=False):
     notes: tuple[str, ...] = ()
     overflowing: tuple[str, ...] = ()
     """Routes left out only because the prompt is too long for them."""
-
-
-class RouteTable:
-    """The fleet's routes by name, successors resolved, for one day. Immutable; a reload makes another."""
-
-    def __init__(self, fleet: Fleet, columns: Mapping[str, Prediction], today: datetime.date) -> None:
-        self.fleet = fleet
-        self.today = today
-        self.routes = {name: _route(fleet, name, model, columns) for name, model in fleet.models.items()}
-        self.replaced = {
-            name: self._successor(name) for name, model in fleet.models.items() if _is_past(model, self.today)
-        }
-        chat = [r for r in self.routes.values() if TRANSCRIPTION not in r.capabilities]
-        self.automatic = tuple(r for r in chat if r.model.auto and r.name not in self.replaced)
-        self.always_best = fleet.policy.always_best or dearest(fleet.models)
-        best = fleet.models[self.always_best] if self.always_best else None
-        usd = expected_usd(best, REFERENCE_TOKENS, REFERENCE_TOKENS) if best else 0.0
-        self.reference_cost_usd = fleet.router.reference_cost_usd or usd or 1.0
-
-    def _successor(self, name: str) -> str | None:
-        """The first successor still in service; None where there is none. The config has ruled out circles."""
-        following = self.fleet.models[name].successor
-        while following is not None and _is_past(self.fleet.models[following], self.today):
-            following = self.fleet.models[following].successor
-        return following
-
-    def named(self, name: str) -> tuple[Route | None, str | None]:
-        """The route that a request for `name` gets, and the note where that is its successor."""
-        if name not in self.replaced:
-            return self.routes.get(name), None
-        successor = self.replaced[name]
-        date = self.fleet.models[name].shutdown_date
-        if successor is None:
-            raise ConstraintError(f"{name} was shut down on {date} and the fleet names no successor; ask for another.")
-        return self.routes[successor], f"{name} was shut down on {date}; its successor {successor} answers."
-
-
-def _route(fleet: Fleet, name: str, model: Model, columns: Mapping[str, Prediction]) -> Route:
-    column = model.scored_as or name
-    fitted = columns.get(column)
-    quality = model.prior_quality
-    if quality is None:
-        quality = fitted.quality if fitted else UNKNOWN_QUALITY
-    length = model.prior_output_tokens
-    if length is None:
-        length = fitted.output_tokens if fitted else UNKNOWN_OUTPUT_TOKENS
-    provider = fleet.providers[model.provider]
-    region = provider.region
-    regions = frozenset(model.regions or ((region,) if region else ()))
-    wire = "openai" if provider.kind == "openai_compatible" else provider.kind
-    return Route(name, model, column, regions, frozenset(model.capabilities), Prediction(quality, length), wire)
-
-
-def _is_past(model: Model, today: datetime.date) -> bool:
-    return model.shutdown_date is not None and model.shutdown_date <= today
 
 
 def plan(
@@ -171,10 +99,11 @@ def plan(
     offers: list[Offer] = []
     choices: dict[str, Choice] = {}
     penalties: dict[str, float] = {}
+    statuses: dict[str, Status] = {}
     refused: list[tuple[str, str]] = []
     overflowing: list[str] = []
     for route in table.automatic:
-        now = status(route.name)
+        now = statuses[route.name] = status(route.name)
         predicted = route.prior if predictions is None else predictions.get(route.column, route.prior)
         choice = choice_of(route, ask, predicted, now.token_scale)
         unfit = unfit_because(route, ask)
@@ -189,7 +118,7 @@ def plan(
         if now.headroom < policy.low_headroom:
             penalties[route.name] = policy.headroom_weight * (1.0 - now.headroom / policy.low_headroom)
     if not offers:
-        raise ConstraintError(_nothing_left(refused))
+        raise NothingFitsError(_nothing_left(refused), tuple(overflowing))
     weighed: Sequence[Candidate] = weigh(
         offers,
         tradeoff=ask.tradeoff,
@@ -198,10 +127,16 @@ def plan(
         max_cost_usd=ask.max_cost_usd,
     )
     if penalties:
-        weighed = [replace(c, utility=c.utility - penalties.get(c.model, 0.0)) for c in weighed]
+        weighed = [changed(c, utility=c.utility - penalties.get(c.model, 0.0)) for c in weighed]
         weighed.sort(key=lambda c: (c.ruled_out is not None, -c.utility, c.cost_usd, c.model))
-    decision = choose(weighed, tradeoff=ask.tradeoff, min_quality=ask.min_quality, max_cost_usd=ask.max_cost_usd)
     decided_by = "prior" if predictions is None else "router"
+    decision = choose(
+        weighed,
+        tradeoff=ask.tradeoff,
+        min_quality=ask.min_quality,
+        max_cost_usd=ask.max_cost_usd,
+        note=f"Decided on priors: {why_prior}." if predictions is None and why_prior else "",
+    )
     order = [choices[c.model] for c in weighed if c.ruled_out is None]
     share = table.fleet.router.exploration_share
     if share and random is not None and len(order) > 1:
@@ -210,10 +145,9 @@ def plan(
             decided_by = "explored"
             first = order[0].route.name
             decision = replace(decision, model=first, reason=f"{first} was drawn to explore. {decision.reason}")
-    if decided_by == "prior" and why_prior:
-        reason = f"{decision.reason} Decided on priors: {why_prior}."
-        decision = Decision(decision.model, reason, decision.scores, decision.tradeoff)
-    return Plan(tuple(order), decision, decided_by, _blocked_notes(order, status), tuple(overflowing))
+    first_status = statuses[order[0].route.name]
+    notes = (f"{order[0].route.name}: {first_status.why}",) if first_status.blocked_s is not None else ()
+    return Plan(tuple(order), decision, decided_by, notes, tuple(overflowing))
 
 
 def explore(
@@ -247,28 +181,35 @@ def explore(
 def named_plan(table: RouteTable, ask: Ask, names: Sequence[str], status: Callable[[str], Status]) -> Plan:
     """The plan for a concrete model and the fallbacks that may stand in, in that order. No scores, no utility.
 
-    Raises `ConstraintError` where the first of them cannot serve the request at all.
+    Raises `ConstraintError` where none of them can serve the request at all.
     """
+    context = table.fleet.context
     choices: list[Choice] = []
     notes: list[str] = []
     overflowing: list[str] = []
     refused: list[tuple[str, str]] = []
     for name in names:
         route, note = table.named(name)
-        if route is None or any(route is c.route for c in choices):
+        if route is None:
+            refused.append((name, note or ""))
+            continue
+        if any(route is c.route for c in choices):
             continue
         choice = choice_of(route, ask, route.prior, status(route.name).token_scale)
         unfit = unfit_because(route, ask)
-        if unfit is None and choice.prompt_tokens > MARGIN * route.model.context_tokens:
+        window = route.model.context_tokens
+        # Near the edge the vendor's own count decides, unless the fleet would rather leave turns out than be refused.
+        too_long = choice.prompt_tokens > MARGIN * window
+        if unfit is None and (too_long or (context.drops_oldest and not fits(choice, ask, context.answer_tokens))):
             overflowing.append(route.name)
-            unfit = f"{choice.prompt_tokens} prompt tokens exceed its window of {route.model.context_tokens}"
+            unfit = f"{choice.prompt_tokens} prompt tokens exceed its window of {window}"
         if unfit is not None:
             refused.append((route.name, unfit))
         else:
             choices.append(choice)
             notes += [note] if note else []
     if not choices:
-        raise ConstraintError(_nothing_left(refused))
+        raise NothingFitsError(_nothing_left(refused), tuple(overflowing))
     first = choices[0]
     name = first.route.name
     candidates = tuple(Candidate(c.route.name, c.quality, c.output_tokens, c.cost_usd, 0.0) for c in choices)
@@ -288,6 +229,8 @@ def choice_of(route: Route, ask: Ask, predicted: Prediction, token_scale: float)
 
 def unfit_because(route: Route, ask: Ask) -> str | None:
     """Why a route cannot serve the request whatever its health: None where it can."""
+    if TRANSCRIPTION in route.capabilities and TRANSCRIPTION not in ask.needs:
+        return "it transcribes audio and answers nothing"
     if not ask.needs <= route.capabilities:
         return f"it lacks {', '.join(sorted(ask.needs - route.capabilities))}"
     if TRANSCRIPTION in route.capabilities and TRANSCRIPTION not in ask.needs:
@@ -322,11 +265,6 @@ def answer_room(choice: Choice, ask: Ask, answer_tokens: int) -> float:
 def takes_over(policy: PolicySection, failed: Choice, following: Choice) -> bool:
     """Whether `following` is nearly as good as `failed`: then it answers at once, and nobody waits."""
     return following.quality >= failed.quality - policy.nearly_as_good
-
-
-def _blocked_notes(order: Sequence[Choice], status: Callable[[str], Status]) -> tuple[str, ...]:
-    first = status(order[0].route.name)
-    return (f"{order[0].route.name}: {first.why}",) if first.blocked_s is not None else ()
 
 
 def _nothing_left(refused: Sequence[tuple[str, str]]) -> str:

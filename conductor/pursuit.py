@@ -76,7 +76,7 @@ class Pursuit:
     def failed(self, choice: Choice, error: AttemptError, now: float) -> None:
         """What an attempt came to decides which routes are still worth a call."""
         name, kind = choice.route.name, error.problem.kind
-        if kind in _FINAL and error.finding is None:
+        if kind in _FINAL and error.finding is None and not self._may_try_again(error):
             self.is_over = True
         elif error.finding is not None and self._is_named and name not in self._failures:
             self._transient(name, now)  # A bad answer is seldom given twice, and no other model was asked for.
@@ -86,7 +86,7 @@ class Pursuit:
             self._window_above = max(self._window_above, choice.route.model.context_tokens)
         elif kind in _COOLS or kind is ProblemKind.PREFILL_REFUSED:
             pass  # The route's own state says when it is free again.
-        elif not kind.is_retryable:
+        elif not error.problem.is_retryable:
             self._excluded.add(name)
         else:
             self._transient(name, now)
@@ -102,6 +102,16 @@ class Pursuit:
             failures - 1, resilience.backoff_base_ms / 1e3, resilience.backoff_cap_ms / 1e3, self._random
         )
         self._not_before[name] = now + wait_s
+
+    @staticmethod
+    def _may_try_again(error: AttemptError) -> bool:
+        """The provider's `x-should-retry: true` on a status that is final otherwise (a lock that timed out, say)."""
+        return error.problem.should_retry is True and error.problem.kind is ProblemKind.INVALID_REQUEST
+
+    def shortened(self, plan: Plan) -> None:
+        """The request has become shorter: windows that it overflowed are tried again."""
+        self.plan = plan
+        self._window_above = 0
 
     def is_excluded(self, name: str) -> bool:
         return name in self._excluded

@@ -162,6 +162,8 @@ class RoutingOptions(Struct, frozen=True):
     max_cost_usd: float | None = None
     deadline_ms: float | None = None
     priority: Priority | None = None
+    region: str | None = None
+    """Only models that are served there."""
     fallbacks: tuple[str, ...] | None = None
     """Models that a request for a concrete model may fall back to; None leaves it to the fleet."""
 

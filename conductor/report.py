@@ -196,8 +196,8 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
 
 
-def export_parquet(path: str | Path, folder: str | Path) -> list[Path]:
-    """One Parquet file per table of the ledger. Raises `ConfigError` where pyarrow is not installed."""
+def export_parquet(path: str | Path, folder: str | Path, *, since: float = 0.0) -> list[Path]:
+    """One Parquet file per table, of the rows from Unix time `since` on. Raises `ConfigError` without pyarrow."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -213,7 +213,7 @@ def export_parquet(path: str | Path, folder: str | Path) -> list[Path]:
             columns = [(row[1], kinds[row[2]]) for row in connection.execute(f"PRAGMA table_info({table})")]
             schema = pa.schema(columns)
             target = folder / f"{table}.parquet"
-            cursor = connection.execute(f"SELECT * FROM {table}")
+            cursor = connection.execute(f"SELECT * FROM {table} WHERE at >= ?", (since,))
             with pq.ParquetWriter(target, schema) as writer:
                 while rows := cursor.fetchmany(50_000):
                     arrays = [

@@ -23,10 +23,11 @@ class Budget:
 
     __slots__ = ("burst", "saved", "share")
 
-    def __init__(self, share: float, burst: float) -> None:
+    def __init__(self, share: float, burst: float, previous: Budget | None = None) -> None:
+        """`previous`: what a reload takes over the savings of."""
         self.share = share
         self.burst = burst
-        self.saved = burst
+        self.saved: float = burst if previous is None else min(burst, previous.saved)
 
     def deposit(self) -> None:
         saved = self.saved + self.share

@@ -16,7 +16,7 @@ from yarl import URL
 from onebeat.conductor.config import Fleet, Model
 from onebeat.conductor.config import Provider as ProviderConfig
 from onebeat.conductor.context import TokenScale
-from onebeat.conductor.policy import FREE, Prediction, Route, RouteTable, Status
+from onebeat.conductor.policy import FREE, Status
 from onebeat.conductor.pricing import PriceList
 from onebeat.conductor.providers.anthropic import AnthropicProvider
 from onebeat.conductor.providers.base import Provider
@@ -25,6 +25,7 @@ from onebeat.conductor.providers.openai import OpenAIProvider
 from onebeat.conductor.providers.traits import Traits
 from onebeat.conductor.resilience import Budget
 from onebeat.conductor.route_state import RouteState
+from onebeat.conductor.routes import Prediction, Route, RouteTable
 from onebeat.conductor.security import KeyRing, Redactor
 from onebeat.engine.records import Column
 
@@ -75,7 +76,7 @@ class Line:
         """What the policy reads."""
         state = self.state
         until = state.blocked_until(now)
-        headroom = state.headroom(now)
+        headroom = state.headroom(now) if state.room.is_known else 1.0
         ratio = self.scale.ratio
         if until is None:
             known = self._status  # The same as last time for most requests: nothing is made anew.
@@ -101,12 +102,14 @@ class Runtime:
     day_ends: float
     """Unix seconds of the next midnight, UTC."""
 
-    def refresh_day(self, now_unix: float) -> None:
-        """Shutdown dates pass at midnight (UTC): the table is made anew when the day changes."""
-        if now_unix >= self.day_ends:
-            self.day_ends = midnight_utc(now_unix) + DAY_S
-            today = datetime.datetime.fromtimestamp(now_unix, datetime.UTC).date()
-            self.table = RouteTable(self.fleet, self.columns, today)
+    def refresh_day(self, now_unix: float) -> bool:
+        """Shutdown dates pass at midnight (UTC): the table is made anew when the day changes. True then."""
+        if now_unix < self.day_ends:
+            return False
+        self.day_ends = midnight_utc(now_unix) + DAY_S
+        today = datetime.datetime.fromtimestamp(now_unix, datetime.UTC).date()
+        self.table = RouteTable(self.fleet, self.columns, today)
+        return True
 
 
 def traits_of(model: Model, kind: str) -> Traits:
@@ -172,8 +175,8 @@ def make_runtime(
         prices=PriceList(fleet.models),
         keys=KeyRing(fleet.keys, previous.keys if previous else None),
         redactor=redactor,
-        retries=previous.retries if previous else Budget(resilience.retry_share, resilience.retry_burst),
-        hedges=previous.hedges if previous else Budget(resilience.hedge_share, 1.0),
+        retries=Budget(resilience.retry_share, resilience.retry_burst, previous.retries if previous else None),
+        hedges=Budget(resilience.hedge_share, 1.0, previous.hedges if previous else None),
         columns=priors,
         day_ends=midnight_utc() + DAY_S,
     )

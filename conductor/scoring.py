@@ -17,8 +17,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from onebeat.conductor.policy import Prediction
 from onebeat.conductor.records import ChatRequest
+from onebeat.conductor.routes import Prediction
 from onebeat.engine.errors import DeadlineError, InputError, OnebeatError, OverloadedError
 from onebeat.engine.records import Prompt, Scores
 

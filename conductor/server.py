@@ -145,7 +145,7 @@ class Gateway:
         client, body, headers = await self._read(request)
         parsed = face.parse(body, headers)
         now = asyncio.get_running_loop().time()
-        return Call(runtime, parsed, client, size_of(parsed), now, headers.get("x-onebeat-region"))
+        return Call(runtime, parsed, client, size_of(parsed), now)
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         call = await self._call(request, self.openai)

@@ -64,22 +64,49 @@ class RunningGateway:
             log.error("%s was not taken over, the fleet stays as it was:\n%s", path, error)
             self.ledger.event("reload_refused", str(error))
             return False
+        before = planner.runtime.fleet
         planner.runtime = runtime
-        self.gateway.dispatcher.room.wake_all()
+        room = self.gateway.dispatcher.room
+        room.places = fleet.contingency.queue_requests
+        room.wake_all()
         report_fleet(fleet, self._columns, self.ledger)
         log.info("%s was read again: %d models", path, len(fleet.models))
         self.ledger.event("reload", f"{len(fleet.models)} models of {len(fleet.providers)} providers")
+        if waiting := needs_restart(before, fleet):
+            log.warning("%s changed; a restart is needed for that to take effect", ", ".join(waiting))
+            self.ledger.event("restart_needed", ", ".join(waiting))
         return True
+
+
+_ONLY_AT_START = {
+    "server": ("host", "port", "max_header_bytes", "read_timeout_ms"),
+    "router": ("source", "precision", "device"),
+    "resilience": ("connect_ms",),
+    "ledger": ("path", "queue_rows"),
+}
+
+
+def needs_restart(before: Fleet, after: Fleet) -> list[str]:
+    """The settings that differ and are read when the gateway starts only."""
+    return [
+        f"{section}.{key}"
+        for section, keys in _ONLY_AT_START.items()
+        for key in keys
+        if getattr(getattr(before, section), key) != getattr(getattr(after, section), key)
+    ]
 
 
 def report_fleet(fleet: Fleet, columns: tuple[Column, ...], ledger: Ledger) -> None:
     """Retirements and unscored models: into the log, and into the ledger for `onebeat report`."""
-    today = datetime.datetime.now(datetime.UTC).date()
+    report_retirements(fleet, datetime.datetime.now(datetime.UTC).date(), ledger)
+    for sentence in unscored(fleet, [column.name for column in columns]):
+        log.warning(sentence)
+
+
+def report_retirements(fleet: Fleet, today: datetime.date, ledger: Ledger) -> None:
     for sentence in retirements(fleet, today):
         log.warning(sentence)
         ledger.event("retirement", sentence)
-    for sentence in unscored(fleet, [column.name for column in columns]):
-        log.warning(sentence)
 
 
 class WatchedDrift:
@@ -145,7 +172,7 @@ async def running(
             metrics.more.append(lambda: families(snapshot()))
         watched = WatchedDrift(drift, ledger).observe if drift is not None else None
         scorer = Scorer(live, on_features=watched)
-        planner = Planner(runtime, scorer)
+        planner = Planner(runtime, scorer, on_new_day=lambda at: report_retirements(at.fleet, at.table.today, ledger))
         dispatcher = Dispatcher(planner, session, ledger, metrics)
         admin = Admin(planner, dispatcher, ledger, metrics, environ, lambda: _state_of(live), drift)
         gateway = Gateway(dispatcher, planner, admin)

@@ -74,7 +74,7 @@ class Transcriber:
         names = names_of(runtime, model, options.fallbacks)
         now = asyncio.get_running_loop().time()
         chat = ChatRequest(WireFormat.OPENAI, model, (), options=options)
-        call = Call(runtime, chat, client, PromptSize(0, 0, 0), now, headers.get("x-onebeat-region"))
+        call = Call(runtime, chat, client, PromptSize(0, 0, 0), now)
         call.operation = NEED
         seconds, is_guess = seconds_of(upload.data)
         (body, content_type), report = await self._dispatcher.run(
@@ -103,7 +103,7 @@ def plan_of(call: Call, names: list[str], seconds: float) -> Plan:
     runtime = call.runtime
     loop = asyncio.get_running_loop()
     allowed = call.client.expensive_allowed(call.at)
-    ask = Ask(call.size, 0.5, needs=frozenset({NEED}), region=call.region, expensive_allowed=allowed)
+    ask = Ask(call.size, 0.5, needs=frozenset({NEED}), region=call.request.options.region, expensive_allowed=allowed)
     try:
         made = named_plan(runtime.table, ask, names, lambda name: runtime.lines[name].status(loop.time()))
     except ConstraintError as error:

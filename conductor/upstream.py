@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 
 import aiohttp
 from yarl import URL
@@ -46,6 +47,7 @@ class Patience:
     __slots__ = (
         "_deadline_at",
         "_handle",
+        "_late",
         "_limit_s",
         "_loop",
         "_start",
@@ -67,15 +69,17 @@ class Patience:
         self._total_at = self._start + total_s
         self._deadline_at = deadline_at
         self._limit_s = total_s
+        self._late: Callable[[float], None] | None = None
         self._handle: asyncio.TimerHandle | None = None
         self.expired: str | None = None
         self.phase = "total"
 
-    def allow(self, seconds: float, phase: str) -> None:
-        """From now on `seconds` may pass between two feedings."""
+    def allow(self, seconds: float, phase: str, late: Callable[[float], None] | None = None) -> None:
+        """From now on `seconds` may pass between two feedings. With `late` it is told once, and the call goes on."""
         self.fed_at = self._loop.time()
         self._limit_s = seconds
         self.phase = phase
+        self._late = late
         if self._handle is not None:
             self._handle.cancel()
         self._handle = self._loop.call_at(self._due(), self._fire)
@@ -97,6 +101,11 @@ class Patience:
         due = self._due()
         if self._loop.time() < due - 5e-4:
             self._handle = self._loop.call_at(due, self._fire)
+            return
+        if self._late is not None and due not in (self._total_at, self._deadline_at):
+            self._late(self._limit_s)
+            self._limit_s = math.inf
+            self._handle = self._loop.call_at(self._due(), self._fire)
             return
         self.expired = CALLERS if due == self._deadline_at else "total" if due == self._total_at else self.phase
         self._handle = None
@@ -143,7 +152,7 @@ class Upstream:
             raise AttemptError(
                 ProviderProblem(
                     ProblemKind.NOT_FOUND,
-                    "the provider answered with a redirect, which is refused; mend its base_url.",
+                    "the provider answered with a redirect, which is refused; mend its base_url",
                     response.status,
                 )
             )

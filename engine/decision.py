@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from onebeat.engine.arguments import check_dial
 from onebeat.engine.errors import ConstraintError
 from onebeat.engine.records import Timing
 
+_NO_TIME = Timing()
 HOPELESS_SHARE = 0.5
 """A model predicted to reach less than this share of the best prediction is hopeless: cheapness does not redeem it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Struct, frozen=True, gc=False):
     """What one model is predicted to deliver for one prompt, and at what price, before any choice."""
 
     model: str
@@ -27,8 +29,7 @@ class Offer:
     cost_usd: float
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True, gc=False):
     """An offer after weighing: its utility, and why it was ruled out (None when it was not)."""
 
     model: str
@@ -78,7 +79,8 @@ def weigh(
     if not offers:
         raise ConstraintError("no model is left to choose from; add a column to the router or a model to the fleet.")
     # Only among those that the constraints allow: the cap on dollars must not turn what it leaves into hopeless cases.
-    allowed = [offer.quality for offer in offers if _ruled_out(offer, 0.0, min_quality, max_cost_usd) is None]
+    bound = min_quality is not None or max_cost_usd is not None
+    allowed = [o.quality for o in offers if not bound or _ruled_out(o, 0.0, min_quality, max_cost_usd) is None]
     hopeless_below = HOPELESS_SHARE * max(allowed, default=0.0)
     weighed = [
         Candidate(
@@ -87,7 +89,9 @@ def weigh(
             offer.output_tokens,
             offer.cost_usd,
             utility(offer.quality, offer.cost_usd, tradeoff, reference_cost_usd),
-            _ruled_out(offer, hopeless_below, min_quality, max_cost_usd),
+            _ruled_out(offer, hopeless_below, min_quality, max_cost_usd)
+            if bound or offer.quality < hopeless_below
+            else None,
         )
         for offer in offers
     ]
@@ -105,8 +109,9 @@ def choose(
     cut_tokens: int = 0,
     timing: Timing | None = None,
     estimated: bool = False,
+    note: str = "",
 ) -> Decision:
-    """The first candidate that is not ruled out, with its reason. Raises `ConstraintError` naming what failed."""
+    """The first that is not ruled out, with its reason and `note`. Raises `ConstraintError` naming what failed."""
     fitting = [candidate for candidate in weighed if candidate.ruled_out is None]
     if not fitting:
         raise ConstraintError(_which_failed(weighed, min_quality, max_cost_usd))
@@ -116,12 +121,12 @@ def choose(
         reason += f" It read {prompt_tokens - cut_tokens} of {total} tokens: the middle was left out."
     return Decision(
         fitting[0].model,
-        reason,
+        f"{reason} {note}" if note else reason,
         tuple(weighed),
         float(tradeoff),
         prompt_tokens,
         cut_tokens,
-        timing if timing else Timing(),
+        timing if timing else _NO_TIME,
         estimated,
     )
 

@@ -34,6 +34,7 @@ class _Options(Struct, frozen=True, forbid_unknown_fields=True):
     max_cost_usd: Annotated[float, Meta(ge=0)] | None = None
     deadline_ms: Annotated[float, Meta(gt=0, le=86_400_000)] | None = None
     priority: Priority | None = None
+    region: Names | None = None
     fallbacks: tuple[Names, ...] | None = None
 
 

@@ -151,6 +151,8 @@ def problem_of(error: WireError, status: int | None) -> ProviderProblem:
             retry_after_s = duration_s(detail.retry_delay)
     code = next((detail.reason for detail in details if detail.reason), None) or error.status
     kind = _kind(error, details, message.lower(), status if status is not None else error.code)
+    if kind is ProblemKind.QUOTA_EXHAUSTED:
+        retry_after_s = None  # Google sends seconds beside a day's quota: a call after them is refused again.
     return ProviderProblem(kind, message, status=status, code=code, retry_after_s=retry_after_s)
 
 

@@ -28,11 +28,12 @@ def run(args: argparse.Namespace) -> int:
     if args.hours is not None and not args.hours > 0:
         raise ConfigError(f"--hours is {args.hours}; give a number above zero.")
     ledger = Path(args.ledger or load_fleet(args.config).ledger.path)
+    since = time.time() - 3600 * args.hours if args.hours else 0.0
     if args.parquet:
-        for written in export_parquet(ledger, args.parquet):
+        for written in export_parquet(ledger, args.parquet, since=since):
             print(written)
         return 0
-    report = read_report(ledger, since=time.time() - 3600 * args.hours if args.hours else 0.0)
+    report = read_report(ledger, since=since)
     if args.json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
     else:

@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import msgspec
 
 from onebeat.engine.errors import InputError, OnebeatError
 
@@ -197,7 +198,7 @@ def _print(decision: Decision | OnebeatError, number: int | None, args: argparse
         return
     if args.json:
         line = {} if number is None else {"line": number}
-        print(json.dumps(line | asdict(decision)))
+        print(json.dumps(line | msgspec.to_builtins(decision)))
         return
     if number is not None:
         print(f"line {number}: ", end="")

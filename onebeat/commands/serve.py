@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     fleet = load_fleet(args.config)
     missing = missing_variables(fleet, os.environ)
     if missing:
-        listed = "; ".join(f"{variable} (provider {name})" for name, variable in missing.items())
-        raise ConfigError(f"the environment lacks {listed}; export the keys, or take those providers out.")
+        listed = "; ".join(f"{variable} (named by {name})" for name, variable in missing.items())
+        raise ConfigError(f"the environment lacks {listed}; export them, or take out what names them.")
     if args.check:
         print(f"{args.config}: {len(fleet.models)} models of {len(fleet.providers)} providers, all in order")
         return 0

@@ -15,9 +15,10 @@ from onebeat.conductor.context import PromptSize
 from onebeat.conductor.contingency import ShedError, WaitingRoom
 from onebeat.conductor.errors import AttemptError
 from onebeat.conductor.fleet_file import parse_fleet
-from onebeat.conductor.policy import Ask, Choice, Plan, RouteTable, Status, named_plan, plan
+from onebeat.conductor.policy import Ask, Choice, Plan, Status, named_plan, plan
 from onebeat.conductor.pursuit import Pursuit, Wait
 from onebeat.conductor.records import Priority
+from onebeat.conductor.routes import RouteTable
 
 FLEET = '[providers.p]\nkind = "openai"\nbase_url = "http://127.0.0.1:1"\n' + "".join(
     f'[models.{name}]\nprovider = "p"\nprior_quality = {quality}\ncontext_tokens = {window}\n'

@@ -14,13 +14,12 @@ from onebeat.conductor.fleet_file import parse_fleet
 from onebeat.conductor.policy import (
     Ask,
     Plan,
-    Prediction,
-    RouteTable,
     Status,
     named_plan,
     plan,
     takes_over,
 )
+from onebeat.conductor.routes import Prediction, RouteTable
 from onebeat.engine.errors import ConstraintError
 
 TODAY = datetime.date(2026, 6, 1)
