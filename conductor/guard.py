@@ -45,7 +45,7 @@ class Guard:
         scored = await asyncio.gather(*(self._scorer.ask(view.prompt, router.guard_deadline_ms) for view in seen))
         call.router_ms += 1e3 * (time.perf_counter() - started)
         best: tuple[float, View, Predictions] | None = None
-        dollars = {choice.route.name: choice.cost_usd for choice in whole.choices}
+        dollars = {candidate.model: candidate.cost_usd for candidate in whole.decision.scores}
         for view, found in zip(seen, scored, strict=True):
             if found.predictions is None:
                 self.counts[view.left_out, "late"] += 1
@@ -76,4 +76,5 @@ def _plan(call: Call, ask: Ask, predictions: Predictions | None, status: Callabl
 
 
 def _is_cheapest(made: Plan) -> bool:
-    return made.choices[0].cost_usd <= min(choice.cost_usd for choice in made.choices)
+    """Of all that can serve it, those that look hopeless included: making a model look hopeless is an attack as well."""
+    return made.choices[0].cost_usd <= min(candidate.cost_usd for candidate in made.decision.scores)
