@@ -59,8 +59,8 @@ class View:
 
 
 def views(prompt: Prompt) -> tuple[View, ...]:
-    """The prompt without its first edge, its last, and both: none for most prompts, at most three. Of messages, the
-    last user message is looked at."""
+    """The prompt without its first edge, its last, and both: none for most prompts, at most six. Of messages, the last
+    user message is looked at."""
     if isinstance(prompt, str):
         return tuple(View(text, name) for name, text in without_edges(prompt))
     for index in range(len(prompt) - 1, -1, -1):
@@ -79,32 +79,34 @@ def without_edges(text: str) -> list[tuple[str, str]]:
     pieces = [piece for piece in _PIECE.findall(text) if piece]
     if len(pieces) < 2:
         return []
-    first, last = _foreign(pieces, first=True), _foreign(pieces, first=False)
-    end = len(pieces) - last
-    cuts = [("first", first, len(pieces))] if first else []
-    if last:
-        cuts.append(("last", 0, end))
-    if first and last and first < end:
-        cuts.append(("both", first, end))
-    found = [(name, "".join(pieces[start:stop]).strip()) for name, start, stop in cuts]
-    return [(name, rest) for name, rest in found if len(rest) >= LEAST_REST * len(text.strip())]
+    end = len(pieces)
+    # The shortest edge is what was put there, or the last sentence of it; the longest is all of it, or more than that.
+    found: dict[str, str] = {}
+    firsts, lasts = _foreign(pieces, first=True), _foreign(pieces, first=False)
+    cuts = [("first", first, end) for first in firsts] + [("last", 0, end - last) for last in lasts]
+    cuts += [("both", first, end - last) for first, last in zip(firsts, lasts, strict=True)] if firsts and lasts else []
+    for name, start, stop in cuts:
+        rest = "".join(pieces[start:stop]).strip()
+        if start < stop and len(rest) >= LEAST_REST * len(text.strip()):
+            found.setdefault(rest, name)
+    return [(name, rest) for rest, name in found.items()]
 
 
 def _joined(before: Sequence[Message], message: Message, after: Sequence[Message]) -> list[Message]:
     return [*before, message, *after]
 
 
-def _foreign(pieces: Sequence[str], *, first: bool) -> int:
-    """How many pieces at this end form the longest edge that does not belong to the rest; 0: none does."""
-    longest = 0
+def _foreign(pieces: Sequence[str], *, first: bool) -> tuple[int, ...]:
+    """How many pieces at this end form the shortest and the longest edge that do not belong to the rest; () is none."""
+    counts: list[int] = []
     whole = len("".join(pieces).strip())
     for count in range(1, min(MAX_PIECES, len(pieces) - 1) + 1):
         edge, rest = (pieces[:count], pieces[count:]) if first else (pieces[-count:], pieces[:-count])
         if sum(map(len, edge)) > MAX_CHARACTERS or len("".join(rest).strip()) < LEAST_REST * whole:
             break
         if not _belongs(edge, rest):
-            longest = count
-    return longest
+            counts.append(count)
+    return (counts[0], counts[-1]) if counts else ()
 
 
 def _belongs(edge: Sequence[str], rest: Sequence[str]) -> bool:

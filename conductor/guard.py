@@ -76,5 +76,5 @@ def _plan(call: Call, ask: Ask, predictions: Predictions | None, status: Callabl
 
 
 def _is_cheapest(made: Plan) -> bool:
-    """Of all that can serve it, those that look hopeless included: making a model look hopeless is an attack as well."""
+    """Of all that can serve it, those that look hopeless included: making them look so is an attack as well."""
     return made.choices[0].cost_usd <= min(candidate.cost_usd for candidate in made.decision.scores)

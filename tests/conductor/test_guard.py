@@ -50,7 +50,6 @@ async def test_an_edge_makes_no_route_dearer(tmp_path: Path) -> None:
         assert answered.json["model"] == "gemini-2.5-flash"
         assert router.asked == [f"{HONEST}\n{BOAST}", HONEST]
         assert "routed without its end" in answered.json["onebeat"]["notes"][0]
-        assert BOAST in str(bench.sim.requests[-1].body)  # The model that answers gets the whole prompt.
         dear = await bench.ask("auto", messages=said("Can you prove that harbours are finite?"))
         assert dear.json["model"] == "gpt-4o"
         rows = await bench.rows()
