@@ -45,7 +45,8 @@ class Flips:
 
 def guarded(choose: Choose, prompts: Sequence[str]) -> Chosen:
     """What `choose` says when a dear choice must stand without the edges that do not belong, as the gateway does it."""
-    chosen, cost = (part.copy() for part in choose(prompts))
+    chosen, cost = choose(prompts)
+    chosen, cost = chosen.copy(), cost.copy()
     seen = [(row, str(view.prompt)) for row, prompt in enumerate(prompts) for view in views(prompt)]
     if seen:
         for (row, _), other, dollars in zip(seen, *choose([text for _, text in seen]), strict=True):
