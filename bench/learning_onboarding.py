@@ -18,15 +18,20 @@ from onebeat.conductor.learning.curves import choose, reference_cost
 from onebeat.conductor.learning.metrics import auc
 from onebeat.conductor.learning.splits import folds, split_prompts
 
-GRADED, SPLITS, JUDGED = 50, 2, 300
+GRADED, SPLITS, JUDGED = 50, 4, 300
+STUDENT_T = 3.18
+"""Of 95 % over four splits."""
 DIALS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def onboarding(source: Source) -> dict[str, object]:
-    """Each of the seven models in turn: Brier score by a constant, by 50 graded prompts, and by a whole refit."""
+    """Each of the seven models in turn: Brier score by a constant, by 50 graded prompts, and by a whole refit.
+
+    The constant is the model's mean over the whole fitting side: better than what 50 graded prompts could tell.
+    """
     table = load(source, ("zeroeval",), SEVEN)
     print(f"\nonboarding from {GRADED} graded prompts: share of the refit's gain over a constant")
-    constant, fifty, refit = np.zeros(len(SEVEN)), np.zeros(len(SEVEN)), np.zeros(len(SEVEN))
+    constant, fifty, refit = (np.zeros((SPLITS, len(SEVEN))) for _ in range(3))
     ranks = np.zeros((len(SEVEN), 2))
     for seed in range(SPLITS):
         split = split_prompts(table.outcomes.prompts, table.outcomes.groups, seed=seed)
@@ -34,27 +39,30 @@ def onboarding(source: Source) -> dict[str, object]:
         whole, _ = kernel_fit(fitting, seed).score_in_bulk(fit.side_by_side(test.states, TAPS))
         for column, name in enumerate(SEVEN):
             score = test.outcomes.score[:, column]
-            predicted, mean = _onboarded(fitting, test, name, seed)
-            constant[column] += np.square(score - mean).mean() / SPLITS
-            fifty[column] += np.square(score - predicted).mean() / SPLITS
-            refit[column] += np.square(score - whole[:, column]).mean() / SPLITS
+            predicted = _onboarded(fitting, test, name, seed)
+            constant[seed, column] = np.square(score - fitting.outcomes.score[:, column].mean()).mean()
+            fifty[seed, column] = np.square(score - predicted).mean()
+            refit[seed, column] = np.square(score - whole[:, column]).mean()
             ranks[column] += np.array([auc(predicted, score) or 0.0, auc(whole[:, column], score) or 0.0]) / SPLITS
-    share = (constant - fifty) / (constant - refit)
+    share = (constant - fifty).sum(0) / (constant - refit).sum(0)
     for column, name in enumerate(SEVEN):
         print(f"  {name:28} {share[column]:6.1%}  AUC {ranks[column, 0]:.3f} of {ranks[column, 1]:.3f}")
-    total = float((constant - fifty).sum() / (constant - refit).sum())
-    print(f"  {'all together':28} {total:6.1%}")
+    by_split = (constant - fifty).sum(1) / (constant - refit).sum(1)
+    total, half = float(by_split.mean()), float(STUDENT_T * by_split.std(ddof=1) / SPLITS**0.5)
+    print(f"  {'all together':28} {total:6.1%} ± {half:.1%} over {SPLITS} splits")
     return {
         "graded_prompts": GRADED,
         "splits": SPLITS,
         "share_of_brier_gain": dict(zip(SEVEN, share.round(4).tolist(), strict=True)),
         "share_of_brier_gain_together": round(total, 4),
+        "half_width": round(half, 4),
+        "share_by_split": by_split.round(4).tolist(),
         "auc_after_50_and_after_refit": {name: ranks[at].round(4).tolist() for at, name in enumerate(SEVEN)},
     }
 
 
-def _onboarded(fitting: Table, test: Table, name: str, seed: int) -> tuple[np.ndarray, float]:  # type: ignore[type-arg]
-    """Quality of a withheld model on the test side from 50 graded prompts, and the mean of those 50.
+def _onboarded(fitting: Table, test: Table, name: str, seed: int) -> np.ndarray:  # type: ignore[type-arg]
+    """Quality of a withheld model on the test side from 50 graded prompts.
 
     The columns' predictions for the prompts to grade come from a head fitted on the other half of the fitting side:
     a model is onboarded on prompts that the head has not seen.
@@ -71,7 +79,7 @@ def _onboarded(fitting: Table, test: Table, name: str, seed: int) -> tuple[np.nd
     graded = fitting.outcomes.score[fresh[chosen], SEVEN.index(name)]
     found = onboard.combine(pool[chosen], graded, seed=seed)
     quality, _ = head.score_in_bulk(fit.side_by_side(test.states, TAPS))
-    return onboard.predict(found, quality), float(graded.mean())
+    return onboard.predict(found, quality)
 
 
 def int8(source: Source) -> dict[str, object]:

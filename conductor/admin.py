@@ -102,9 +102,14 @@ class Admin:
         ]
         self._metrics.gauges += [(name, text, (), _single(read)) for name, text, read in plain]
         self._metrics.gauges += [(name, text, ("model",), self._per_line(read)) for name, text, read in by_line]
+        guarded = "Prompts scored again without an edge, by what came of it."
+        self._metrics.gauges.append(("onebeat_guard", guarded, ("edge", "outcome"), self._guarded))
 
     def _per_line(self, read: Callable[[RouteState], float]) -> Readings:
         return lambda: [((name,), float(read(line.state))) for name, line in self._planner.runtime.lines.items()]
+
+    def _guarded(self) -> list[tuple[tuple[str, ...], float]]:
+        return [(labels, float(count)) for labels, count in self._planner.guard.counts.items()]
 
     def _has_drifted(self) -> float:
         assert self._drift is not None

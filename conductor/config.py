@@ -52,6 +52,10 @@ class RouterSection(_Section, frozen=True):
     """What a typical answer of the dearest model costs; None takes 500 prompt and 500 answer tokens at its price."""
     exploration_share: float = 0.0
     """Share of `auto` requests decided at random, in proportion to utility, and logged with their propensity."""
+    guard: Mode = "act"
+    """What becomes of text around a prompt that makes its route dearer without belonging to it: see `guard`."""
+    guard_deadline_ms: float = 50.0
+    """For scoring a prompt again without such text; later than that, the decision on the whole prompt stands."""
     drift_share: float = 0.0
     """Share of `auto` requests whose pooled features are handed to the drift watch."""
 

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 
 from onebeat.conductor.call import Call
 from onebeat.conductor.context import MARGIN, drop_oldest, size_of
+from onebeat.conductor.guard import Guard
 from onebeat.conductor.policy import (
     Ask,
     Choice,
@@ -49,6 +50,7 @@ class Planner:
         """`on_new_day` is told when shutdown dates may have passed (UTC midnight)."""
         self.runtime = runtime
         self.scorer = scorer
+        self.guard = Guard(scorer)
         self._random = random
         self._on_new_day = on_new_day
 
@@ -69,6 +71,8 @@ class Planner:
             scored = await self.scorer.predict(request, router.deadline_ms, router.drift_share)
             call.predictions, call.router_ms = scored.predictions, scored.router_ms
             why_prior = scored.why or ""
+            if call.predictions is not None and router.guard != "off":
+                await self.guard.look(call, ask, status)
         try:
             call.plan = plan(runtime.table, ask, call.predictions, status, self._random, why_prior)
         except InputError as error:

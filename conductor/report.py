@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from onebeat.conductor.edges import NOTED
 from onebeat.conductor.ledger_rows import TABLES, connect
 from onebeat.engine.errors import ConfigError, InputError
 
@@ -40,6 +41,8 @@ class LedgerReport(Struct, frozen=True):
     """Paid for attempts whose answer nobody got."""
     rerouted_requests: int
     """Served after more than one attempt."""
+    guarded_requests: int
+    """Routed without an edge that did not belong to the prompt and made it dearer."""
     failures: dict[str, int]
     """By cause, over attempts."""
     models: tuple[ModelLine, ...]
@@ -73,10 +76,10 @@ def _read(connection: sqlite3.Connection, since: float) -> LedgerReport:
     one = connection.execute(
         "SELECT count(*), total(cost_usd), total(router_usd),"
         " total(CASE WHEN outcome = 'served' THEN best_usd ELSE 0 END),"
-        " total(outcome = 'served' AND attempts > 1) FROM requests WHERE at >= ?",
-        (since,),
+        " total(outcome = 'served' AND attempts > 1), total(notes LIKE ?) FROM requests WHERE at >= ?",
+        (f"%{NOTED}%", since),
     ).fetchone()
-    requests, spend, router_usd, best_usd, rerouted = one
+    requests, spend, router_usd, best_usd, rerouted, guarded = one
     attempts, wasted = connection.execute(
         "SELECT count(*), total(CASE WHEN outcome != 'served' THEN cost_usd ELSE 0 END) FROM attempts WHERE at >= ?",
         (since,),
@@ -103,6 +106,7 @@ def _read(connection: sqlite3.Connection, since: float) -> LedgerReport:
         attempt_outcomes=_counts(connection, "attempts", "outcome", since),
         wasted_usd=wasted,
         rerouted_requests=int(rerouted),
+        guarded_requests=int(guarded),
         failures=_counts(connection, "attempts", "problem", since),
         models=tuple(
             ModelLine(m, calls, int(served), int(failed), usd, int(inp), int(out), first)
@@ -171,6 +175,8 @@ def as_text(report: LedgerReport) -> str:
         f"saved, net    {report.saved_usd:>10.4f} USD{share}",
         f"re-routed     {report.rerouted_requests:>10,} served after more than one attempt",
     ]
+    if report.guarded_requests:
+        lines.append(f"guarded       {report.guarded_requests:>10,} routed without an edge that made them dearer")
     if report.total_ms_p50 is not None:
         lines.append(f"latency       {report.total_ms_p50:>10.1f} ms p50, {report.total_ms_p99 or 0:.1f} ms p99")
     if report.feedback_count:

@@ -38,6 +38,8 @@ class Scored(Struct, frozen=True):
     router_ms: float
     why: str | None = None
     """Why there are no predictions; None where there are."""
+    is_late: bool = False
+    has_failed: bool = False
 
 
 class Scorer:
@@ -58,29 +60,37 @@ class Scorer:
 
     async def predict(self, request: ChatRequest, deadline_ms: float, drift_share: float) -> Scored:
         """Never raises for the router's sake: its failure is the prior's turn."""
+        watched = self._on_features is not None and drift_share > 0 and self._draw() < drift_share
+        scored = await self.ask(request.as_prompt(), deadline_ms, watched=watched)
+        self.late += scored.is_late
+        self.failed += scored.has_failed
+        return scored
+
+    async def ask(self, prompt: Prompt, deadline_ms: float, *, watched: bool = False) -> Scored:
+        """The same of any prompt, without counting."""
         if self._live is None:
             return Scored(None, 0.0, "no router is configured")
-        watched = self._on_features is not None and drift_share > 0 and self._draw() < drift_share
+        late = failed = False
         started = time.perf_counter()
         why: str | None
         scores: Scores | None = None
         try:
             # The engine sheds what cannot meet its deadline; the timeout here holds even if its worker is stuck.
             async with asyncio.timeout(deadline_ms / 1e3):
-                scores = await self._live.score(request.as_prompt(), deadline_ms=deadline_ms, features=watched)
+                scores = await self._live.score(prompt, deadline_ms=deadline_ms, features=watched)
             why = None
         except (TimeoutError, DeadlineError, OverloadedError):
-            self.late += 1
+            late = True
             why = f"the router had no answer within {deadline_ms:g} ms"
         except InputError as error:
             why = f"the router cannot read this prompt ({error})"
         except OnebeatError as error:
-            self.failed += 1
+            failed = True
             log.error("the router failed: %s", error)
             why = "the router failed"
         router_ms = 1e3 * (time.perf_counter() - started)
         if scores is None:
-            return Scored(None, router_ms, why)
+            return Scored(None, router_ms, why, late, failed)
         quality, lengths = scores.quality[0].tolist(), scores.output_tokens[0].tolist()
         predictions = {
             name: Prediction(q, length) for name, q, length in zip(scores.models, quality, lengths, strict=True)

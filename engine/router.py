@@ -19,20 +19,17 @@ import torch
 from numpy.typing import NDArray
 
 from onebeat.engine.arguments import check_dial, check_models, flag, whole
-from onebeat.engine.calibration import CALIBRATION_TEXTS
+from onebeat.engine.as_served import served_backbone, served_weights
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.decision import Decision, Offer, choose, weigh
-from onebeat.engine.default_router import CACHE_FOLDER
 from onebeat.engine.errors import CheckpointError, ConfigError, InputError
 from onebeat.engine.foreign_heads import ForeignHead
 from onebeat.engine.head import Head
 from onebeat.engine.head_file import load_head
 from onebeat.engine.hub import router_folder
-from onebeat.engine.int8_file import INT8_FILE, Int8File
-from onebeat.engine.loading import Precision, load_backbone
-from onebeat.engine.model import Backbone
+from onebeat.engine.int8_file import Int8File
+from onebeat.engine.loading import Precision
 from onebeat.engine.quantize import FORMAT as INT8_FORMAT
-from onebeat.engine.quantize import load_int8_backbone
 from onebeat.engine.records import Column, Prompt, Scores, Timing
 from onebeat.engine.router_config import RouterConfig
 from onebeat.engine.router_files import HEAD_FILES, TEXT_FILES
@@ -88,9 +85,17 @@ class Router:
             vocab_size=backbone.vocab_size,
         )
         actual: Precision = "int8" if precision == "auto" else precision
-        weights = _weights(folder, backbone, config.last_layer, actual)
+        weights = served_weights(folder, backbone, config.last_layer, actual)
         head = load_head(folder, config, backbone, weights, tokenizer.token_id)
-        layers = _backbone(backbone, weights, config, tokenizer, actual, where)
+        layers = served_backbone(
+            backbone,
+            weights,
+            tokenizer,
+            [tap.layer for tap in config.taps],
+            actual,
+            max_prompt_tokens=config.max_prompt_tokens,
+            device=where,
+        )
         runner = Runner(layers, [tap.pooling for tap in config.taps])
         return cls(config, tokenizer, runner, head, _fingerprint(folder, weights, actual, where.type))
 
@@ -272,38 +277,6 @@ def _device(device: str) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f'device is {shown(device)} and torch finds {torch.cuda.device_count()} GPUs; use "cpu".')
     return found
-
-
-def _weights(folder: Path, backbone: BackboneConfig, layers: int, precision: Precision) -> Weights | Int8File:
-    """The checkpoint, or the int8 copy that stands in its place in a folder that `onebeat quantize` wrote."""
-    copy = folder / INT8_FILE
-    if not copy.is_file():
-        return Weights(folder, backbone, layers)
-    if precision != "int8":
-        raise ConfigError(
-            f'{folder} holds an int8 copy and precision is "{precision}"; ask for "int8", or load the checkpoint that '
-            "the copy was made from."
-        )
-    return Int8File(copy)
-
-
-def _backbone(
-    backbone: BackboneConfig,
-    weights: Weights | Int8File,
-    config: RouterConfig,
-    tokenizer: PromptTokenizer,
-    precision: Precision,
-    device: torch.device,
-) -> Backbone:
-    taps, positions = [tap.layer for tap in config.taps], config.max_prompt_tokens
-    if isinstance(weights, Int8File):
-        return load_backbone(backbone, weights, taps, "int8", device=device, matrices=weights, max_positions=positions)
-    if precision == "int8":
-        prompts = [tokenizer.prepare(text).token_ids for text in CALIBRATION_TEXTS]
-        return load_int8_backbone(
-            weights, backbone, taps, prompts, CACHE_FOLDER / "int8", device=device, max_positions=positions
-        )
-    return load_backbone(backbone, weights, taps, precision, device=device, max_positions=positions)
 
 
 def _fingerprint(folder: Path, weights: Weights | Int8File, precision: str, device: str) -> str:

@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebeat.conductor.learning.fit import TapName
+from onebeat.engine.as_served import served_backbone, served_weights
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.errors import InputError
-from onebeat.engine.loading import Precision, load_backbone
+from onebeat.engine.loading import Precision
+from onebeat.engine.quantize import FORMAT as INT8_FORMAT
 from onebeat.engine.records import Prompt
 from onebeat.engine.runner import Runner, TapPooling
 from onebeat.engine.tokens import PromptTokenizer
-from onebeat.engine.weights import Weights
 
 Floats = NDArray[np.float32]
 PART_TOKENS = 10_000
@@ -73,7 +74,7 @@ def extract(
         folder, template=reading.template, max_prompt_tokens=reading.max_prompt_tokens, vocab_size=config.vocab_size
     )
     layers = [layer for layer, _ in reading.taps]
-    weights = Weights(folder, config, layers=max(layers))
+    weights = served_weights(folder, config, max(layers), reading.precision)
     cache = _Cache.open(cache_folder, weights.sha256, reading)
     keys: list[bytes] = []
     wanted: dict[bytes, list[int]] = {}
@@ -92,7 +93,9 @@ def extract(
     known = cache.load(wanted)
     missing = {key: ids for key, ids in wanted.items() if key not in known}
     if missing:
-        backbone = load_backbone(config, weights, layers, reading.precision, max_positions=reading.max_prompt_tokens)
+        backbone = served_backbone(
+            config, weights, tokenizer, layers, reading.precision, max_prompt_tokens=reading.max_prompt_tokens
+        )
         runner = Runner(backbone, [_pooling(pooling) for _, pooling in reading.taps])
         done = len(wanted) - len(missing)
         progress(done, len(wanted))
@@ -157,7 +160,8 @@ class _Cache:
     def open(cls, parent: Path | None, weights_sha256: str, reading: Reading) -> _Cache:
         if parent is None:
             return cls(None)
-        what = msgspec.json.encode([weights_sha256, reading])
+        # The tap decides up to where int8 is calibrated, and the format how: both are part of what is read.
+        what = msgspec.json.encode([weights_sha256, reading, INT8_FORMAT if reading.precision == "int8" else None])
         folder = parent / hashlib.blake2b(what, digest_size=12).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder)

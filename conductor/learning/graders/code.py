@@ -1,8 +1,8 @@
 """Programs that must pass tests, each run in a sandbox of its own.
 
 Enters: an answer with a program in it, and tests as Python text (assertions). Leaves: a `Grade`. What is enforced, and
-by whom, is told in `sandbox_child`; by default, where the kernel does not keep the network and foreign files away,
-nothing is run and the answer cannot be graded.
+by whom, is told in `sandbox_child`; by default, where the kernel does not keep the network, foreign files and
+foreign processes away, nothing is run and the answer cannot be graded.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right, wrong
+from onebeat.conductor.learning.graders.sandbox_child import OUT_OF_TIME, REFUSED
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
-ISOLATION = ("network", "files")
+ISOLATION = ("network", "files", "processes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,9 @@ class Limits:
     cpu_s: int = 5
     memory_bytes: int = 512 * 2**20
     file_bytes: int = 10 * 2**20
+    """Of one file."""
+    disk_bytes: int = 64 * 2**20
+    """Of all its files together, where the kernel grants a file system of its own."""
     required: tuple[str, ...] = ISOLATION
     """What the kernel must enforce for the program to be run at all; see `sandbox_child` for the names."""
 
@@ -86,7 +90,12 @@ def run(program: str, tests: str, limits: Limits) -> Run:
         "tests": tests,
         "nonce": nonce,
         "required": list(limits.required),
-        "limits": {"cpu_s": limits.cpu_s, "memory_bytes": limits.memory_bytes, "file_bytes": limits.file_bytes},
+        "limits": {
+            "cpu_s": limits.cpu_s,
+            "memory_bytes": limits.memory_bytes,
+            "file_bytes": limits.file_bytes,
+            "disk_bytes": limits.disk_bytes,
+        },
     }
     with tempfile.TemporaryDirectory(prefix="onebeat-code-") as folder, tempfile.TemporaryFile() as output:
         reading, writing = os.pipe()
@@ -111,11 +120,11 @@ def run(program: str, tests: str, limits: Limits) -> Run:
         output.seek(max(0, output.seek(0, os.SEEK_END) - 4000))
         printed = output.read().decode(errors="replace")
     enforced = tuple(json.loads(lines[0])) if lines else ()
-    if timed_out or process.returncode == -signal.SIGXCPU:
+    if timed_out or process.returncode == OUT_OF_TIME:
         return Run(False, enforced, "out of time", printed)
     if not lines:
         return Run(False, enforced, "broken", printed)
-    if process.returncode == 64 and not set(limits.required).issubset(enforced):
+    if process.returncode == REFUSED and not set(limits.required).issubset(enforced):
         return Run(False, enforced, "refused", printed)
     passed = len(lines) > 1 and lines[-1] == nonce
     return Run(passed, enforced, "passed" if passed else "failed", printed)

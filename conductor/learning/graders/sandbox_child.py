@@ -8,11 +8,16 @@ What is enforced, and by whom:
     CPU time, memory, file size, open files      the kernel, by resource limits (any POSIX system)
     wall time                                    the parent, by killing the process group
     network                                      the kernel, by an empty network namespace (Linux, if users may)
+    processes                                    the kernel, by a process namespace: the program sees and signals
+                                                 nobody else, and what it starts dies with it
     files outside the working folder             the kernel, by Landlock (Linux 5.13 and newer): reading Python's own
                                                  libraries and writing in the working folder is all that is left
+    modes and times of files outside it          the kernel, by mounting all of them read-only (Linux 5.12 and newer)
+    disk                                         the kernel: the working folder is a file system of its own, in memory
     new processes, sockets, foreign functions    this interpreter's audit hook: a second line, not a wall
 
-It keeps careless programs from doing harm. It is not meant for an adversary with a kernel exploit.
+It keeps careless programs from doing harm. It is not meant for an adversary with a kernel exploit; and a program that
+sets out to forge its verdict can, since the tests run beside it, in the same interpreter.
 """
 
 from __future__ import annotations
@@ -21,10 +26,16 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import struct
 import sys
+from pathlib import Path
 
-NEW_USER, NEW_NET = 0x10000000, 0x40000000
+NEW_MOUNT, NEW_USER, NEW_PROCESSES, NEW_NET = 0x00020000, 0x10000000, 0x20000000, 0x40000000
+NO_SUID, NO_DEVICES, DIE_WITH_PARENT = 2, 4, 1
+REFUSED, OUT_OF_TIME = 64, 65
+"""Exit codes: isolation is missing; the CPU time is used up."""
+MOUNT_SETATTR, HERE, RECURSIVE, READ_ONLY = 442, -100, 0x8000, 1
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF, NO_NEW_PRIVILEGES = 444, 445, 446, 38
 READ = 1 << 0 | 1 << 2 | 1 << 3
 READ_FILE = 1 << 0 | 1 << 2
@@ -35,6 +46,7 @@ FORBIDDEN = (
     "os.system",
     "os.exec",
     "os.fork",
+    "os.kill",
     "os.posix_spawn",
     "os.spawn",
     "ctypes.",
@@ -61,9 +73,29 @@ def limit_resources(limits: dict[str, int]) -> list[str]:
     return held
 
 
-def leave_network(library: ctypes.CDLL) -> bool:
-    """Moves into a network namespace in which there is nothing, not even a loopback that is up."""
-    return hasattr(library, "unshare") and library.unshare(NEW_USER | NEW_NET) == 0
+def leave(library: ctypes.CDLL, folder: str, disk_bytes: int) -> list[str]:
+    """Moves into namespaces of its own: no network, not even a loopback that is up; no foreign processes; nothing to
+    write to but a working folder in memory. Says what of that the system granted. The process namespace holds for
+    children only."""
+    if not hasattr(library, "unshare"):
+        return []
+    user, group = os.getuid(), os.getgid()
+    if library.unshare(NEW_USER | NEW_NET | NEW_PROCESSES | NEW_MOUNT):
+        return ["network"] if library.unshare(NEW_USER | NEW_NET) == 0 else []
+    try:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            Path("/proc/self", name).write_text(text)
+    except OSError:
+        return ["network", "processes"]
+    held = ["network", "processes"]
+    read_only = struct.pack("=QQQQ", READ_ONLY, 0, 0, 0)
+    if library.syscall(MOUNT_SETATTR, HERE, b"/", RECURSIVE, read_only, ctypes.c_size_t(len(read_only))) == 0:
+        held.append("modes")
+    size = f"size={disk_bytes},mode=700".encode()
+    if library.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(NO_SUID | NO_DEVICES), size):
+        return held
+    os.chdir(folder)
+    return [*held, "disk"]
 
 
 def confine_files(library: ctypes.CDLL, folder: str) -> bool:
@@ -100,21 +132,36 @@ def forbid(event: str, arguments: tuple[object, ...]) -> None:
         raise PermissionError(f"{event} is not allowed here")
 
 
+def supervise(child: int) -> None:
+    """Waits for the program and ends as it ended; where its CPU time is used up, says so."""
+    _, status, used = os.wait4(child, 0)
+    if os.WIFSIGNALED(status):
+        limit, _ = resource.getrlimit(resource.RLIMIT_CPU)
+        out_of_time = limit != resource.RLIM_INFINITY and used.ru_utime + used.ru_stime >= 0.95 * limit
+        os._exit(OUT_OF_TIME if out_of_time else 128 + os.WTERMSIG(status))
+    os._exit(os.WEXITSTATUS(status))
+
+
 def main() -> None:
     """Never returns normally without having said what became of the tests."""
     job = json.load(sys.stdin)
     report = os.fdopen(3, "w")
     library = ctypes.CDLL(None, use_errno=True)
-    enforced = []
-    if leave_network(library):
-        enforced.append("network")
-    if confine_files(library, os.path.realpath(os.curdir)):
+    folder = os.path.realpath(os.curdir)
+    enforced = leave(library, folder, job["limits"]["disk_bytes"])
+    if confine_files(library, folder):
         enforced.append("files")
     enforced += limit_resources(job["limits"])
     report.write(json.dumps(enforced) + "\n")
     report.flush()
     if not set(job["required"]).issubset(enforced):
-        os._exit(64)
+        os._exit(REFUSED)
+    child = os.fork()
+    if child:
+        supervise(child)
+    library.prctl(DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+    # What it may do inside its own namespaces is not needed any more: version 3 of the header, this thread, nothing.
+    library.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24))
     sys.addaudithook(forbid)
     names: dict[str, object] = {"__name__": "__main__"}
     exec(compile(job["program"], "program.py", "exec"), names)

@@ -231,6 +231,17 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(house: Path, monkeyp
     assert not list(cache.rglob(".half-*"))
 
 
+def test_heads_are_fitted_on_the_states_that_are_served(house: Path) -> None:
+    """int8 is smoothed when it is served: features that were not would belong to another backbone."""
+    served = Router.from_pretrained(house / "router")
+    texts = prompts(6, seed=12)
+    taps = tuple((tap.layer, tap.pooling) for tap in served.config.taps)
+    reading = Reading(taps, served.config.template, served.config.max_prompt_tokens)
+    found = extract(house / "backbone", texts, reading)
+    joined = np.concatenate([found.states[tap] for tap in taps], axis=1)
+    np.testing.assert_array_equal(joined, served.score(texts, features=True).features)
+
+
 def test_very_long_and_unreadable_prompts(house: Path) -> None:
     texts = ["short one", "", "word " * 100_000, "another"]
     found = extract(house / "backbone", texts, Reading(((1, "mean"),), max_prompt_tokens=256))
