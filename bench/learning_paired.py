@@ -1,8 +1,8 @@
-"""Is the fitted head ahead of kNN at every cost? Both judged on the same prompts, every prompt held out once.
+"""Is the kernel head ahead of kNN at every cost? Both judged on the same prompts, every prompt held out once.
 
 Enters: a `Source`. Leaves: points ahead at equal dollars with paired bootstrap intervals over all prompts. Splits by
 seed share most of their prompts, so the spread between them understates how far such a difference can be off; here each
-prompt counts once. Knows no other router.
+prompt counts once. The kernel is fitted without a search. Knows no other router.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.learning_data import SEVEN, Source, Table, load
-from bench.learning_routers import Predicted, head, neighbours
+from bench.learning_routers import Predicted, kernel, neighbours
 from onebeat.conductor.learning.costs import costs
 from onebeat.conductor.learning.curves import Curve, choose, dial_positions, quality_at_cost, reference_cost
 from onebeat.conductor.learning.splits import folds
@@ -29,7 +29,7 @@ def ahead_of_neighbours(source: Source, shares: Sequence[float]) -> dict[str, di
     predictions = [_empty(rows), _empty(rows)]
     for number, held in enumerate(folds(table.outcomes.prompts, table.outcomes.groups, FOLDS)):
         fitting, test = table.take(np.setdiff1d(np.arange(rows), held)), table.take(held)
-        for (quality, tokens), router in zip(predictions, (head, neighbours), strict=True):
+        for (quality, tokens), router in zip(predictions, (kernel, neighbours), strict=True):
             quality[held], tokens[held] = router(fitting, test, number)
     ours, theirs = (_positions(table, predicted) for predicted in predictions)
     actual = costs(table.outcomes, table.prices(), table.prompt_tokens, predictions[0][1]).actual
