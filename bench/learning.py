@@ -20,6 +20,7 @@ import numpy as np
 
 from bench.learning_data import SEVEN, Source, Table, load
 from bench.learning_onboarding import int8, onboarding
+from bench.learning_paired import ahead_of_neighbours
 from bench.learning_routers import ROUTERS, Predicted, kernel, logistic
 from onebeat.conductor.learning.costs import costs
 from onebeat.conductor.learning.curves import Judged, cost_to_reach, quality_at_cost, reference_cost, trace
@@ -218,16 +219,20 @@ def main() -> int:
     parser.add_argument("--backbone", type=Path, required=True, help="folder of the backbone")
     parser.add_argument("--cache", type=Path, help="folder that keeps features between runs")
     parser.add_argument("--precision", default="int8", choices=("int8", "bfloat16", "float32"))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--mmlu-share", type=float, default=1.0, help="quarters of MMLU's prompts, by their hash")
     parser.add_argument(
-        "--only", nargs="*", choices=("zeroeval", "mmlu", "across", "onboarding", "int8"), help="all by default"
+        "--only",
+        nargs="*",
+        choices=("zeroeval", "ahead", "mmlu", "across", "onboarding", "int8"),
+        help="all by default",
     )
     parser.add_argument("--output", type=Path, help="where to keep the JSON; parts that did not run stay as they were")
     args = parser.parse_args()
     source = Source(args.data, args.backbone, args.cache, args.precision)
     parts: dict[str, Callable[[], Report]] = {
         "zeroeval": lambda: zeroeval(source, args.seeds),
+        "ahead": lambda: {"ahead_of_knn": ahead_of_neighbours(source, SHARES)},
         "mmlu": lambda: mmlu(source, args.mmlu_share),
         "across": lambda: across(source),
         "onboarding": lambda: onboarding(source),

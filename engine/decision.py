@@ -16,8 +16,11 @@ from onebeat.engine.errors import ConstraintError
 from onebeat.engine.records import Timing
 
 _NO_TIME = Timing()
-HOPELESS_SHARE = 0.5
-"""A model predicted to reach less than this share of the best prediction is hopeless: cheapness does not redeem it."""
+HOPELESS_SHARE = 0.25
+"""A model predicted to reach less than this share of the best prediction is hopeless: cheapness does not redeem it.
+
+At a half the cheapest end of the dial cost twice the cheapest model and was 3 points worse than mixing at equal cost.
+"""
 
 
 class Offer(Struct, frozen=True, gc=False):
@@ -154,7 +157,7 @@ def _ruled_out(
     if max_cost_usd is not None and offer.cost_usd > max_cost_usd:
         return f"${offer.cost_usd:.6f} is above max_cost_usd ${max_cost_usd:.6f}"
     if offer.quality < hopeless_below:
-        return f"quality {offer.quality:.2f} is hopeless beside the best, {2 * hopeless_below:.2f}"
+        return f"quality {offer.quality:.2f} is hopeless beside the best, {hopeless_below / HOPELESS_SHARE:.2f}"
     return None
 
 

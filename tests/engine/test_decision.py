@@ -22,6 +22,13 @@ def test_dial_runs_from_cheapest_that_is_not_hopeless_to_best() -> None:
     assert decide(FLEET, 1.0).model == "big"
 
 
+def test_a_poor_model_is_still_the_cheapest_and_a_hopeless_one_says_beside_what() -> None:
+    poor = [Offer("dear", 0.9, 100, 0.01), Offer("poor", 0.3, 100, 0.0001)]
+    assert decide(poor, 0.0).model == "poor"
+    ruled_out = {candidate.model: candidate.ruled_out for candidate in decide(FLEET, 0.0).scores}
+    assert ruled_out["tiny"] == "quality 0.20 is hopeless beside the best, 0.90"
+
+
 offers = st.lists(st.tuples(st.floats(0, 1), st.floats(1e-6, 1)).map(lambda pair: pair), min_size=1, max_size=8).map(
     lambda pairs: [Offer(f"m{i}", quality, 100, cost) for i, (quality, cost) in enumerate(pairs)]
 )
