@@ -5,7 +5,7 @@ costs. Runs the prompts through the backbone one layer at a time, so that no mor
 memory.
 
 Smoothing (SmoothQuant, arXiv:2211.10438): activations have outlier channels, weights hardly any, so each input
-channel j of a matrix is divided by s_j = max|x_j|^a / max|w_j|^(1-a), a = 1/2, and column j of the matrix multiplied
+channel j of a matrix is divided by s_j = max|x_j|^a / max|w_j|^(1-a), and column j of the matrix multiplied
 by it. The division costs nothing: for q/k/v and gate/up it goes into the norm before them, for down into the rows of
 up. On SmolLM2-135M it takes the mean change of the default router's predicted qualities from 0.023 to 0.010. A matrix
 whose products still err by more than a threshold stays bfloat16.
@@ -39,10 +39,12 @@ from onebeat.engine.rotary import Rotation, rotary_tables
 from onebeat.kernels.embedding import embedding
 from onebeat.kernels.quantize import quantize_rows, quantize_weight
 
-FORMAT = 1
+FORMAT = 2
 """Goes up when the same checkpoint would give another int8 copy; older copies are then no longer found."""
 KEEP_ABOVE = 0.08
 """Relative error of a matrix's products above which it stays bfloat16. SmolLM2's are at most 0.04 after smoothing."""
+SMOOTHING = 0.65
+"""a: at 1/2 the default router's features err by 6.9 % of their spread between prompts, at 0.65 by 4.5, at 0.75 by 5.8."""
 MEASURED_ROWS = 128
 UNUSED_DAYS = 30
 SMOOTHED_BY_NORM = {"qkv": "input_norm", "gate_up": "post_norm"}
@@ -200,7 +202,7 @@ def smoothing(rows: Tensor, weight: Tensor) -> Tensor:
     """How much each input channel of weight [N, K] is divided by, judged by rows [T, K]; geometric mean 1. [K]"""
     activations = rows.float().abs().amax(0).clamp_min_(1e-5)
     columns = weight.abs().amax(0).clamp_min_(1e-5)
-    factor = (activations / columns).sqrt_()
+    factor = activations.pow(SMOOTHING).div_(columns.pow(1.0 - SMOOTHING))
     return factor / factor.log().mean().exp()
 
 
