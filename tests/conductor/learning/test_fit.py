@@ -75,12 +75,13 @@ def test_choices_do_not_collapse_onto_one_model() -> None:
     quality, _ = head.head().score_in_bulk(fresh)
     cost = np.tile(PRICE_USD, (len(fresh), 1))
     gains = []
-    for tradeoff in (0.6, 0.7, 0.8):
+    # Below 0.8 a dollar weighs so much that even the truth gives the dear model few prompts.
+    for tradeoff in (0.8, 0.85, 0.9):
         chosen = choose(quality.astype(np.float64), cost, tradeoff, float(PRICE_USD.max()))
         share = np.bincount(chosen, minlength=3) / len(chosen)
-        assert share.max() < 0.95
+        assert share.max() < 0.9
         gains.append(later.score[np.arange(len(chosen)), chosen].mean() - (later.score.mean(0) * share).sum())
-    assert np.mean(gains) > 0.008
+    assert np.mean(gains) > 0.02
 
 
 def test_out_of_fold_predictions_have_not_seen_their_prompt() -> None:
