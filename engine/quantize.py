@@ -44,7 +44,8 @@ FORMAT = 2
 KEEP_ABOVE = 0.08
 """Relative error of a matrix's products above which it stays bfloat16. SmolLM2's are at most 0.04 after smoothing."""
 SMOOTHING = 0.65
-"""a: at 1/2 the default router's features err by 6.9 % of their spread between prompts, at 0.65 by 4.5, at 0.75 by 5.8."""
+"""a: at 1/2 the default router's features err by 6.9 % of their spread between prompts, at 0.65 by 4.5 %, at 0.75 by
+5.8 %."""
 MEASURED_ROWS = 128
 UNUSED_DAYS = 30
 SMOOTHED_BY_NORM = {"qkv": "input_norm", "gate_up": "post_norm"}

@@ -62,8 +62,10 @@ def fit_default(
     taps: tuple[fit.TapName, ...] = TAPS,
     recipe: fit.Recipe = fit.FIRST,
 ) -> list[str]:
-    """Fits and writes the head to `output`; returns the lines to show. Raises the errors of `train`."""
+    """Fits the head and puts it in `output`, whose head it replaces; returns the lines to show. Raises the errors of
+    `train`."""
     with tempfile.TemporaryDirectory() as folder:
+        fitted = Path(folder) / "fitted"
         files = [Path(folder) / f"{name}.jsonl" for name in ("zeroeval", "korbench")]
         for path in files:
             part, reader = SETS[path.stem]
@@ -72,7 +74,7 @@ def fit_default(
         job = Job(
             files=tuple(files),
             backbone=backbone,
-            output=output,
+            output=fitted,
             today=today,
             prices={COLUMNS.get(name, name): Price(*price) for name, price in LIST_PRICES.items()},
             models=tuple(COLUMNS.values()),
@@ -85,8 +87,9 @@ def fit_default(
             columns=COLUMNS,
         )
         result = train(job, lambda line: print(line, file=sys.stderr, flush=True))
-    description, tensors = read_head(output)
+        description, tensors = read_head(fitted)
     description["fitted"] |= {"data": DATA, "notes": list(NOTES)}
+    output.mkdir(parents=True, exist_ok=True)
     write_head(output, description, tensors)
     test = description["fitted"]["test"]
     return [
