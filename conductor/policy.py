@@ -230,11 +230,9 @@ def choice_of(route: Route, ask: Ask, predicted: Prediction, token_scale: float)
 def unfit_because(route: Route, ask: Ask) -> str | None:
     """Why a route cannot serve the request whatever its health: None where it can."""
     if TRANSCRIPTION in route.capabilities and TRANSCRIPTION not in ask.needs:
-        return "it transcribes audio and answers nothing"
+        return "it transcribes audio and does not chat"
     if not ask.needs <= route.capabilities:
         return f"it lacks {', '.join(sorted(ask.needs - route.capabilities))}"
-    if TRANSCRIPTION in route.capabilities and TRANSCRIPTION not in ask.needs:
-        return "it transcribes and does not chat"
     if ask.native_only is not None and ask.native_only != route.wire:
         return f"the request uses a feature of {ask.native_only}'s own format"
     if ask.region is not None and ask.region not in route.regions:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TextIO
 
 from onebeat.engine.errors import ConfigError, OnebeatError
-from onebeat.engine.strict_json import shown
 
 COMMANDS = {
     "pull": "fetch the default router (once)",
@@ -63,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_what_is_stuck(sys.stderr)
         return READER_GONE
     except OSError as error:
+        from onebeat.engine.strict_json import shown  # Not at the top: `--version` needs no dependency.
+
         where = f" ({shown(error.filename)})" if error.filename else ""
         _drop_what_is_stuck(sys.stdout)
         return _refused(f"the system refused: {error.strerror or error}{where}; mend that and try again.")

@@ -232,7 +232,7 @@ async def test_schemas_and_fallbacks_that_are_none_reach_nobody(path: str, tmp_p
                 result = await bench.ask("gpt-4o", path=path, **fields)
                 assert result.status == 400 and "no JSON schema" in result.json["error"]["message"]
         result = await bench.ask("gpt-4o", path=path, onebeat={"fallbacks": ["claude-simulatd"]})
-        assert result.status == 404 and "did you mean claude-simulated" in result.json["error"]["message"]
+        assert result.status == 400 and "did you mean claude-simulated" in result.json["error"]["message"]
         assert not bench.sim.bills.totals
 
 
