@@ -182,10 +182,8 @@ class Scheduler:
 
     def _budget(self) -> int:
         limits = self._limits
-        grown = limits.light_step_tokens * math.sqrt(len(self._waiting) / limits.light_prompts)
-        # To whole chunks: long prompts alone could not use what is left of one.
-        whole = round(grown / limits.chunk_tokens) * limits.chunk_tokens
-        return max(limits.light_step_tokens, min(limits.step_tokens, whole))
+        grown = int(limits.light_step_tokens * math.sqrt(len(self._waiting) / limits.light_prompts))
+        return max(limits.light_step_tokens, min(limits.step_tokens, grown))
 
     def _reserve(self, prompt: _Waiting, may_start: bool) -> bool:
         """Makes sure that a prompt of several chunks can have all its blocks before it takes the first."""
