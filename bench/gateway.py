@@ -28,7 +28,7 @@ from bench.gateway_measure import ROOT, cpu_seconds, many_streams, one_connectio
 HERE = Path(__file__)
 KEY = "sk-bench-0123456789"
 RESULT = ROOT / "bench" / "results" / "gateway_cpu.json"
-MACHINE = "2 cores of an AMD EPYC (Zen 5, AVX-512 VNNI), 24 GB"
+MACHINE = "2 cores of an AMD EPYC (Zen 4, AVX-512 VNNI), 24 GB"
 TARGETS = {
     "added_p50_ms": 0.65,
     "added_p99_ms": 2.5,
