@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onebeat.engine.batch import CHUNK_TOKENS, pack
 from onebeat.engine.errors import InputError
-from tests.engine.tiny_models import LLAMA3_ROPE, backbone_of, build, prompt
+from tests.engine.tiny_models import LLAMA3_ROPE, backbone_of, build, prompt, states_of
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"hidden_size": 384}),
@@ -27,18 +27,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def expected(model: Any, token_ids: list[int]) -> list[Tensor]:
-    """Embedding and the output of every layer before the final norm, each [T, H]."""
-    states: list[Tensor] = []
-    hooks = [layer.register_forward_hook(lambda m, i, out: states.append(out)) for layer in model.model.layers]
-    with torch.no_grad():
-        model.model(torch.tensor([token_ids]))
-    for hook in hooks:
-        hook.remove()
-    outs = [state[0] if isinstance(state, tuple) else state for state in states]
-    return [model.model.embed_tokens.weight.detach()[token_ids], *[out.reshape(-1, out.shape[-1]) for out in outs]]
-
-
 def relative(ours: Tensor, theirs: Tensor) -> float:
     """The largest error as a share of the largest value."""
     return float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
@@ -53,7 +41,7 @@ def test_every_layer_agrees_with_transformers_in_float32(name: str) -> None:
     states = backbone_of(model, "float32").forward(pack(prompts))
     begin = 0
     for ids in prompts:
-        for ours, theirs in zip(states, expected(model, ids), strict=True):
+        for ours, theirs in zip(states, states_of(model, ids), strict=True):
             assert relative(ours[begin : begin + len(ids)], theirs) < 1e-5
         begin += len(ids)
 
@@ -65,7 +53,7 @@ def test_low_precisions_stay_near_float32(name: str, precision: Any, tolerance: 
     model = build(family, **changes)
     ids = prompt(150)
     [state] = backbone_of(model, precision, taps=[3]).forward(pack([ids]))
-    theirs = expected(model, ids)[-1]
+    theirs = states_of(model, ids)[-1]
     error = float((state.float() - theirs).norm() / theirs.norm())
     assert 0 < error < tolerance
 
@@ -74,7 +62,7 @@ def test_layers_beyond_the_last_tap_are_not_read() -> None:
     model = build("llama")
     backbone = backbone_of(model, "float32", taps=[0, 2])
     embedded, second = backbone.forward(pack([prompt(9)]))
-    theirs = expected(model, prompt(9))
+    theirs = states_of(model, prompt(9))
     assert len(backbone.layers) == 2
     assert torch.equal(embedded, theirs[0])
     assert relative(second, theirs[2]) < 1e-5

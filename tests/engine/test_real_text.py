@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from onebeat.engine.batch import CHUNK_TOKENS, pack
@@ -18,6 +17,7 @@ from onebeat.engine.loading import load_backbone
 from onebeat.engine.model import Backbone
 from onebeat.engine.tokens import PromptTokenizer
 from onebeat.engine.weights import Weights
+from tests.engine.tiny_models import states_of
 
 LONG = " ".join(CALIBRATION_TEXTS)
 """Some 500 tokens: four chunks."""
@@ -53,18 +53,6 @@ def ours(pulled_router: Path) -> Backbone:
 @pytest.fixture(scope="module")
 def tokenizer(pulled_router: Path) -> PromptTokenizer:
     return PromptTokenizer(pulled_router, template="chat", max_prompt_tokens=4096)
-
-
-def states_of(model: Any, token_ids: list[int]) -> list[Tensor]:
-    """Embedding and the output of every layer before the final norm, each [T, H]."""
-    states: list[Tensor] = []
-    hooks = [layer.register_forward_hook(lambda m, i, out: states.append(out)) for layer in model.model.layers]
-    with torch.no_grad():
-        model.model(torch.tensor([token_ids]))
-    for hook in hooks:
-        hook.remove()
-    outs = [state[0] if isinstance(state, tuple) else state for state in states]
-    return [model.model.embed_tokens.weight.detach()[token_ids], *[out.reshape(-1, out.shape[-1]) for out in outs]]
 
 
 def test_the_tokens_are_those_of_transformers(pulled_router: Path, tokenizer: PromptTokenizer) -> None:

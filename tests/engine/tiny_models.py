@@ -120,6 +120,18 @@ def backbone_of(model: Any, precision: Precision, taps: list[int] | None = None,
     )
 
 
+def states_of(model: Any, token_ids: list[int]) -> list[Tensor]:
+    """Embedding and the output of every layer before the final norm, each [T, H]."""
+    states: list[Tensor] = []
+    hooks = [layer.register_forward_hook(lambda m, i, out: states.append(out)) for layer in model.model.layers]
+    with torch.no_grad():
+        model.model(torch.tensor([token_ids]))
+    for hook in hooks:
+        hook.remove()
+    outs = [state[0] if isinstance(state, tuple) else state for state in states]
+    return [model.model.embed_tokens.weight.detach()[token_ids], *[out.reshape(-1, out.shape[-1]) for out in outs]]
+
+
 def prompt(tokens: int, seed: int = 0) -> list[int]:
     """Random token ids."""
     generator = torch.Generator().manual_seed(seed)
