@@ -2,9 +2,9 @@
 
     python bench/scheduler_simulation.py [--hours 24] [--peak-load 0.8] [--seed 0]
 
-No model runs: a step costs what `--step-ms` and `--token-us` say (defaults: as measured for the default router by
-bench/engine.py). Arrivals are Poisson with a rate that follows the hour, and every few minutes a burst of ten in one
-instant. The scheduler simulated is the very object that the engine uses.
+No model runs: a step costs what `--step-ms` and `--token-us` say (defaults: as bench/engine.py measured for the
+default router on two cores of a Zen 4). Arrivals are Poisson with a rate that follows the hour, and every few minutes a
+burst of ten in one instant. The scheduler simulated is the very object that the engine uses.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import json
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from onebeat.engine.plan import Order, SchedulerLimits
+from onebeat.engine.native_layer import NATIVE_CHUNK_TOKENS as CHUNK_TOKENS
+from onebeat.engine.options import EngineOptions
+from onebeat.engine.plan import Order
 from onebeat.engine.prefix_cache import PrefixCache
 from onebeat.engine.scheduler import Scheduler
 
-CHUNK_TOKENS = 128
 LONG_SHARE, LONG_TOKENS = 0.10, 1500
 SHORT_TOKENS = (32, 128)
 BURST_EVERY_S, BURST_PROMPTS = 300.0, 10
@@ -71,7 +72,8 @@ def _tokens(dice: random.Random) -> int:
 
 def simulate(day: list[tuple[float, int]], order: Order, speed: Speed) -> tuple[list[float], list[float], float]:
     """Latencies in ms of the short and of the long prompts, and the share of time at work."""
-    limits = SchedulerLimits(CHUNK_TOKENS, order=order, context_cost_tokens=speed.context_cost_tokens)
+    limits = EngineOptions(order=order).limits(CHUNK_TOKENS, LONG_TOKENS, on_gpu=False)
+    limits = replace(limits, context_cost_tokens=speed.context_cost_tokens)
     blocks = range(1, 1 + limits.working_blocks + limits.step_sequences)
     scheduler = Scheduler(limits, PrefixCache(blocks, keep_blocks=0))
     latencies: dict[bool, list[float]] = {False: [], True: []}
@@ -105,8 +107,8 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--peak-load", type=float, default=0.8, help="share of capacity at the busiest hour")
     parser.add_argument("--step-ms", type=float, default=2.0)
-    parser.add_argument("--token-us", type=float, default=150.0)
-    parser.add_argument("--context-cost-tokens", type=float, default=1500.0)
+    parser.add_argument("--token-us", type=float, default=220.0)
+    parser.add_argument("--context-cost-tokens", type=float, default=1250.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     speed = Speed(options.step_ms, options.token_us / 1000.0, options.context_cost_tokens)

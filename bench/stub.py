@@ -17,7 +17,7 @@ from onebeat.engine.parts import EngineParts, Report, Speed, Step
 from onebeat.engine.plan import Plan
 from onebeat.engine.records import Scores
 from onebeat.engine.router import Router
-from onebeat.engine.stepper import DoneStep, Stepper
+from onebeat.engine.stepper import DoneStep
 from onebeat.engine.tokens import Prepared
 
 PROMPTS, TOGETHER = 6000, 48
@@ -47,7 +47,7 @@ async def stubbed_overhead_us(router: Router) -> dict[str, Any]:
     prepared = [Prepared(ids, len(ids), 0) for ids in prompts]
     width, models = router.runner.mean_mask.shape[0], len(router.columns)
     zeros = np.zeros((512, models), np.float32)
-    limits = EngineOptions().limits(Stepper.chunk_tokens, 2048, on_gpu=False)
+    limits = EngineOptions().limits(router.runner.chunk_tokens, 2048, on_gpu=False)
     engine = Engine(
         EngineParts(
             prepare=lambda prompt: prepared[int(str(prompt))],

@@ -3,10 +3,10 @@
 Enters: token ids of prompts, or of chunks of prompts whose earlier keys and values lie in a paged cache. Leaves: a
 frozen `Batch` of tensors. Knows no weights, no scheduling and no text.
 
-Bit identity rests on one rule kept here: every prompt is computed in chunks that begin at absolute multiples of
-`CHUNK_TOKENS`, whatever the schedule. Attention for a chunk is one computation over (rows of the chunk, keys up to the
-chunk's end) and pooling keeps one float32 sum per chunk, so neither depends on what else is in the batch, on whether
-the prompt came whole, in chunks or behind a cached prefix.
+Bit identity rests on one rule kept here: every prompt is computed in chunks that begin at absolute multiples of the
+backbone's `chunk_tokens`, whatever the schedule. Attention for a chunk is one computation over (rows of the chunk, keys
+up to the chunk's end) and pooling keeps one float32 sum per chunk, so neither depends on what else is in the batch, on
+whether the prompt came whole, in chunks or behind a cached prefix.
 """
 
 from __future__ import annotations
@@ -23,20 +23,24 @@ from onebeat.engine.errors import InputError
 from onebeat.kernels.cpu.attention import TILE_ROWS
 
 CHUNK_TOKENS = TILE_ROWS
-"""Tokens of a chunk and of a cache block. At 128 a chunk of SmolLM2-135M is the longest step that a short prompt
-waits for; 256 was no faster: the int8 products are at their peak rate from 128 rows on."""
+"""Tokens of a chunk and of a cache block, but for backbones whose layers are all native (`native_layer.py`): torch's
+int8 products are at their peak rate from 128 rows on; 256 was no faster."""
 
 
 class KeyValueCache(Protocol):
-    """Blocks of `CHUNK_TOKENS` keys and values for every layer: what paged attention reads and `rope_` writes."""
+    """Blocks of keys and values for every layer: what paged attention reads and `rope_` writes."""
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of a block."""
 
     @property
     def keys(self) -> Sequence[Tensor]:
-        """Per layer [B, CHUNK_TOKENS, NKV, D]."""
+        """Per layer [B, chunk_tokens, NKV, D]."""
 
     @property
     def values(self) -> Sequence[Tensor]:
-        """Per layer [B, CHUNK_TOKENS, NKV, D]."""
+        """Per layer [B, chunk_tokens, NKV, D]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +48,7 @@ class Batch:
     """S sequences, packed without padding into T tokens.
 
     Without a cache every sequence is a whole prompt. With one, every sequence is a chunk of a prompt: it begins at a
-    multiple of `CHUNK_TOKENS` and its keys before that lie in the cache.
+    multiple of `chunk_tokens` and its keys before that lie in the cache.
     """
 
     token_ids: Tensor
@@ -59,7 +63,7 @@ class Batch:
     chunks; with one, every sequence is a chunk and this is `cu_seqlens` itself."""
     cache: KeyValueCache | None = None
     slots: Tensor | None = None
-    """[T] int64 flat places in the cache: block * CHUNK_TOKENS + offset."""
+    """[T] int64 flat places in the cache: block * chunk_tokens + offset."""
     block_table: Tensor | None = None
     """[S, maxB] int32 block ids; entries past the sequence's last block are never read."""
     context_tokens: Tensor | None = None
@@ -80,14 +84,16 @@ class Part:
     """One chunk of a prompt, to be computed against the cache."""
 
     token_ids: Sequence[int]
-    """At most `CHUNK_TOKENS` ids: those at absolute positions `start` and after."""
+    """At most `chunk_tokens` ids: those at absolute positions `start` and after."""
     start: int
-    """A multiple of `CHUNK_TOKENS`."""
+    """A multiple of `chunk_tokens`."""
     block_ids: Sequence[int]
     """Blocks of the prompt from its beginning; the last one is written by this chunk."""
 
 
-def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Batch:
+def pack(
+    prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu", chunk_tokens: int = CHUNK_TOKENS
+) -> Batch:
     """Whole prompts, one behind the other. Raises `InputError` for no prompts, or an empty one."""
     if not prompts:
         raise InputError("a batch of 0 prompts cannot be computed; give at least 1.")
@@ -99,7 +105,7 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -
         token_ids += prompt
         positions += range(len(prompt))
         bounds.append(begin + len(prompt))
-        chunk_bounds += range(begin + CHUNK_TOKENS, bounds[-1], CHUNK_TOKENS)
+        chunk_bounds += range(begin + chunk_tokens, bounds[-1], chunk_tokens)
         chunk_bounds.append(bounds[-1])
     cu_seqlens = _int32(bounds, device)
     longest = max(len(prompt) for prompt in prompts)
@@ -117,18 +123,18 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -
 def pack_parts(parts: Sequence[Part], cache: KeyValueCache, device: torch.device | str = "cpu") -> Batch:
     """Chunks of prompts against `cache`. Consecutive chunks of one prompt may come together, in order.
 
-    Raises `InputError` for a chunk that does not begin at a multiple of `CHUNK_TOKENS`, is too long or empty, or whose
-    blocks do not reach its end.
+    Raises `InputError` for a chunk that does not begin at a multiple of the cache's `chunk_tokens`, is too long or
+    empty, or whose blocks do not reach its end.
     """
     if not parts:
         raise InputError("a batch of 0 chunks cannot be computed; give at least 1.")
     bounds, token_ids, positions, slots, context = [0], list[int](), list[int](), list[int](), list[int]()
     widest = max(len(part.block_ids) for part in parts)
-    table = []
+    table, size = [], cache.chunk_tokens
     for part in parts:
         tokens = len(part.token_ids)
-        _check_part(part, tokens)
-        first_slot = part.block_ids[part.start // CHUNK_TOKENS] * CHUNK_TOKENS
+        _check_part(part, tokens, size)
+        first_slot = part.block_ids[part.start // size] * size
         token_ids += part.token_ids
         positions += range(part.start, part.start + tokens)
         slots += range(first_slot, first_slot + tokens)
@@ -151,12 +157,12 @@ def pack_parts(parts: Sequence[Part], cache: KeyValueCache, device: torch.device
     )
 
 
-def _check_part(part: Part, tokens: int) -> None:
-    if not 0 < tokens <= CHUNK_TOKENS:
-        raise InputError(f"a chunk has {tokens} tokens; it must have 1 to {CHUNK_TOKENS}.")
-    if part.start < 0 or part.start % CHUNK_TOKENS:
-        raise InputError(f"a chunk starts at token {part.start}; it must start at a multiple of {CHUNK_TOKENS}.")
-    needed = part.start // CHUNK_TOKENS + 1
+def _check_part(part: Part, tokens: int, chunk_tokens: int) -> None:
+    if not 0 < tokens <= chunk_tokens:
+        raise InputError(f"a chunk has {tokens} tokens; it must have 1 to {chunk_tokens}.")
+    if part.start < 0 or part.start % chunk_tokens:
+        raise InputError(f"a chunk starts at token {part.start}; it must start at a multiple of {chunk_tokens}.")
+    needed = part.start // chunk_tokens + 1
     if len(part.block_ids) < needed:
         raise InputError(f"a chunk at token {part.start} has {len(part.block_ids)} cache blocks; it needs {needed}.")
 

@@ -92,7 +92,7 @@ class CpuInt8Layer:
     def forward(
         self, x: Tensor, batch: Batch, rotation: Rotation, keys: Tensor | None, values: Tensor | None
     ) -> Tensor:
-        """[T, H] -> [T, H]. `keys` and `values` [B, CHUNK_TOKENS, NKV, D] are this layer's cache, where there is
+        """[T, H] -> [T, H]. `keys` and `values` [B, chunk_tokens, NKV, D] are this layer's cache, where there is
         one."""
         turns = rotation.turns
         assert turns is not None

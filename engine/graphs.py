@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from onebeat.engine.batch import CHUNK_TOKENS, Batch, Part, pack_parts
+from onebeat.engine.batch import Batch, Part, pack_parts
 from onebeat.engine.paged_cache import SCRATCH_BLOCK, PagedCache
 from onebeat.engine.runner import Runner
 
@@ -61,9 +61,11 @@ class GraphedRunner:
         self._cache = cache
         self._buckets = buckets_for(step_tokens)
         self._sequences = step_sequences
+        self._chunk_tokens = runner.chunk_tokens
         # As many fillers as the widest gap takes, and at capture enough of them for a whole bucket.
-        self._slots = max(step_sequences, BUCKETS[-1] // CHUNK_TOKENS) + WIDEST_GAP_TOKENS // CHUNK_TOKENS
-        self._table_width = -(-runner.backbone.max_positions // CHUNK_TOKENS)
+        self._slots = max(step_sequences, BUCKETS[-1] // self._chunk_tokens)
+        self._slots += WIDEST_GAP_TOKENS // self._chunk_tokens
+        self._table_width = -(-runner.backbone.max_positions // self._chunk_tokens)
         rows = self._buckets[-1]
         # One flat buffer, so that all metadata of a step goes over in one copy: per row the token, its position and its
         # slot; per sequence its end and its context; and the block table.
@@ -103,7 +105,7 @@ class GraphedRunner:
             token_ids=token_ids[:bucket],
             positions=positions[:bucket],
             cu_seqlens=bounds,
-            max_seqlen=CHUNK_TOKENS,
+            max_seqlen=self._chunk_tokens,
             chunk_bounds=bounds,
             cache=self._cache,
             slots=slots[:bucket],
@@ -115,9 +117,10 @@ class GraphedRunner:
         """Lays `parts` and fillers into the static buffers."""
         parts = [*parts, *self._fillers(bucket - sum(len(part.token_ids) for part in parts))]
         token_ids, positions, slots, ends, context = list[int](), list[int](), list[int](), [0], list[int]()
+        size = self._chunk_tokens
         table = self._staging.split_with_sizes(self._sizes)[5].view(self._slots, self._table_width).zero_()
         for index, part in enumerate(parts):
-            tokens, first_slot = len(part.token_ids), part.block_ids[part.start // CHUNK_TOKENS] * CHUNK_TOKENS
+            tokens, first_slot = len(part.token_ids), part.block_ids[part.start // size] * size
             token_ids += part.token_ids
             positions += range(part.start, part.start + tokens)
             slots += range(first_slot, first_slot + tokens)
@@ -131,8 +134,8 @@ class GraphedRunner:
         self._wide.copy_(self._staging, non_blocking=True)
 
     def _fillers(self, rows: int) -> list[Part]:
-        whole, rest = divmod(rows, CHUNK_TOKENS)
-        sizes = [CHUNK_TOKENS] * whole + [rest] * (rest > 0)
+        whole, rest = divmod(rows, self._chunk_tokens)
+        sizes = [self._chunk_tokens] * whole + [rest] * (rest > 0)
         return [Part([0] * size, 0, [SCRATCH_BLOCK]) for size in sizes]
 
 

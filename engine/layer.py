@@ -67,7 +67,7 @@ class Layer:
     def forward(
         self, x: Tensor, batch: Batch, rotation: Rotation, keys: Tensor | None, values: Tensor | None
     ) -> Tensor:
-        """[T, H] -> [T, H]. `keys` and `values` [B, CHUNK_TOKENS, NKV, D] are this layer's cache, where there is
+        """[T, H] -> [T, H]. `keys` and `values` [B, chunk_tokens, NKV, D] are this layer's cache, where there is
         one."""
         x = self._attend(x, batch, rotation, keys, values)
         normed = self._normed(x, self.post_norm, self.gate_up)

@@ -174,7 +174,7 @@ def engine_parts(router: Servable, options: EngineOptions) -> EngineParts:
     """A router's parts for an engine, sized for its device. Raises `ConfigError` for options that do not fit it."""
     runner = router.runner
     longest = min(router.max_prompt_tokens, runner.backbone.max_positions)
-    limits = options.limits(Stepper.chunk_tokens, longest, runner.device.type == "cuda")
+    limits = options.limits(runner.chunk_tokens, longest, runner.device.type == "cuda")
     keep_blocks = options.keep_blocks(PagedCache.block_bytes(runner))
     blocks = 1 + limits.working_blocks + limits.step_sequences + keep_blocks
     return EngineParts(

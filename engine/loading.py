@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from onebeat.engine.batch import CHUNK_TOKENS
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.cpu_layer import (
     CpuInt8Layer,
@@ -27,7 +28,7 @@ from onebeat.engine.cpu_layer import (
 from onebeat.engine.default_router import CACHE_FOLDER
 from onebeat.engine.layer import Layer, Matrix
 from onebeat.engine.model import Backbone, DecoderLayer
-from onebeat.engine.native_layer import NativeInt8Layer, fits
+from onebeat.engine.native_layer import NATIVE_CHUNK_TOKENS, NativeInt8Layer, fits
 from onebeat.kernels.cpu.native import native_kernels
 from onebeat.kernels.quantize import quantize_weight
 
@@ -98,7 +99,12 @@ def load_backbone(
         mixing_dtype=dtype,
         max_positions=max_positions,
         turns=on_cpu,
+        chunk_tokens=NATIVE_CHUNK_TOKENS if _all_native(layers) else CHUNK_TOKENS,
     )
+
+
+def _all_native(layers: Sequence[DecoderLayer]) -> bool:
+    return bool(layers) and all(isinstance(layer, NativeInt8Layer) for layer in layers)
 
 
 def float_layer(config: BackboneConfig, weights: WeightSource, index: int, dtype: torch.dtype) -> Layer:

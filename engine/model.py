@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from onebeat.engine.batch import Batch
+from onebeat.engine.batch import CHUNK_TOKENS, Batch
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.errors import InputError
 from onebeat.engine.rotary import Rotation, rotary_tables
@@ -42,11 +42,13 @@ class Backbone:
         mixing_dtype: torch.dtype,
         max_positions: int,
         turns: bool = False,
+        chunk_tokens: int = CHUNK_TOKENS,
     ) -> None:
         """`table` [V, H] is the embedding. `state_dtype` is the residual stream's, `mixing_dtype` that of q, k and v.
 
         `taps` ascend; tap k is the output of layer k before any final norm, tap 0 the embedding. Prompts may have up
-        to `max_positions` tokens. `turns` says that the layers want each batch's rotations as complex numbers.
+        to `max_positions` tokens. `turns` says that the layers want each batch's rotations as complex numbers, and
+        `chunk_tokens` in what chunks they give a prompt the same bits whatever it is batched with.
         """
         assert list(taps) == sorted(set(taps)) and taps and taps[-1] == len(layers)
         self.config = config
@@ -56,6 +58,7 @@ class Backbone:
         self.state_dtype = state_dtype
         self.mixing_dtype = mixing_dtype
         self.max_positions = min(max_positions, config.max_positions)
+        self.chunk_tokens = chunk_tokens
         self._table = table
         self._turns = turns
         self._rotation = Rotation(*rotary_tables(config, self.max_positions, table.device))

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from onebeat.engine.batch import CHUNK_TOKENS, Batch
+from onebeat.engine.batch import Batch
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.layer import Matrix
 from onebeat.engine.rotary import Rotation
@@ -24,6 +24,11 @@ from onebeat.kernels.cpu.native import structures
 
 HEAD_STEP = 16
 """Head sizes are multiples of it: the kernels take so many dimensions at once."""
+
+NATIVE_CHUNK_TOKENS = 64
+"""What a backbone of native layers alone computes at a time. A chunk after a long context is the longest step that a
+short prompt waits for, and from 64 rows on the kernels gain nothing from more. Attention takes keys in blocks of 32, so
+any multiple of that would do."""
 
 
 class NativeInt8Layer:
@@ -65,7 +70,7 @@ class NativeInt8Layer:
     def forward(
         self, x: Tensor, batch: Batch, rotation: Rotation, keys: Tensor | None, values: Tensor | None
     ) -> Tensor:
-        """[T, H] -> [T, H]. `keys` and `values` [B, CHUNK_TOKENS, NKV, D] are this layer's cache, where there is
+        """[T, H] -> [T, H]. `keys` and `values` [B, chunk_tokens, NKV, D] are this layer's cache, where there is
         one."""
         threads = torch.get_num_threads()
         shape = _shape_of(batch, rotation)
@@ -125,7 +130,7 @@ def _shape_of(batch: Batch, rotation: Rotation) -> structures.Batch:
             None if table is None else table.data_ptr(),
             None if batch.context_tokens is None else batch.context_tokens.data_ptr(),
             0 if table is None else table.shape[1],
-            CHUNK_TOKENS,
+            1 if batch.cache is None else batch.cache.chunk_tokens,
         )
     return _HELD.shape
 

@@ -39,7 +39,7 @@ class EngineOptions:
     step_tokens: int | None = None
     """A step's budget under a long queue. None: 512 on a CPU, 2,048 on a GPU."""
     light_step_tokens: int | None = None
-    """A step's budget while little waits. None: 128 on a CPU, 512 on a GPU."""
+    """A step's budget while little waits. None: one chunk on a CPU, 512 on a GPU."""
     step_sequences: int | None = None
     """Chunks in one step. None: 32 on a CPU, 64 on a GPU."""
     prefix_cache_mebibytes: float = 256.0
@@ -80,7 +80,7 @@ class EngineOptions:
 
     def limits(self, chunk_tokens: int, max_prompt_tokens: int, on_gpu: bool) -> SchedulerLimits:
         """What the scheduler obeys on this device. Raises `ConfigError` where a step could not hold one chunk."""
-        light = self.light_step_tokens or (512 if on_gpu else 128)
+        light = self.light_step_tokens or (512 if on_gpu else chunk_tokens)
         step = self.step_tokens or max(light, 2048 if on_gpu else 512)
         if not chunk_tokens <= light <= step:
             raise ConfigError(

@@ -15,7 +15,6 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from onebeat.engine.batch import CHUNK_TOKENS
 from onebeat.engine.plan import Chunk
 from onebeat.engine.runner import Runner
 
@@ -24,11 +23,12 @@ SCRATCH_BLOCK = 0
 
 
 class PagedCache:
-    """`blocks` blocks of `CHUNK_TOKENS` tokens on the runner's device; block 0 is scratch."""
+    """`blocks` blocks of `chunk_tokens` tokens on the runner's device; block 0 is scratch."""
 
     def __init__(self, runner: Runner, blocks: int) -> None:
         config = runner.backbone.config
-        shape = (blocks, CHUNK_TOKENS, config.key_heads, config.head_size)
+        self.chunk_tokens = runner.chunk_tokens
+        shape = (blocks, self.chunk_tokens, config.key_heads, config.head_size)
         make = torch.zeros if runner.device.type == "cuda" else torch.empty
         self._runner = runner
         self.keys = tuple(make(shape, dtype=runner.cache_dtype, device=runner.device) for _ in range(runner.layers))
@@ -44,7 +44,7 @@ class PagedCache:
         config = runner.backbone.config
         element_bytes = torch.empty((), dtype=runner.cache_dtype).element_size()
         row = 2 * runner.layers * config.key_heads * config.head_size * element_bytes
-        return CHUNK_TOKENS * row + runner.mean_mask.shape[0] * 4
+        return runner.chunk_tokens * row + runner.mean_mask.shape[0] * 4
 
     def carry_on(self, chunks: Sequence[Chunk], carries: Tensor) -> None:
         """Adds each chunk's carry, a row of `carries` [C, taps*H], to that of the block before it, in chunk order."""

@@ -38,8 +38,8 @@ class SchedulerLimits:
     light_step_tokens: int = 128
     """A step's budget while little waits: what an arrival then has to wait for. At least one chunk."""
     light_prompts: int = 4
-    """Up to this many waiting prompts are little. From there the budget grows with the square root of their number: a
-    long queue is drained in large, efficient steps, of which each is an ever smaller part of what anybody waits."""
+    """Up to this many waiting prompts are little. From there the budget grows with their number: a long queue is
+    drained in large, efficient steps, of which each is a small part of what anybody waits."""
     step_sequences: int = 32
     working_blocks: int = 256
     """Blocks that unfinished prompts of several chunks may hold together; at least the longest prompt's."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from onebeat.engine.batch import CHUNK_TOKENS, Batch, pack
+from onebeat.engine.batch import Batch, pack
 from onebeat.engine.errors import ConfigError
 from onebeat.engine.model import Backbone
 from onebeat.kernels.pool import pool
@@ -34,6 +34,7 @@ class Runner:
         self.poolings = tuple(poolings)
         self.device = backbone.device
         self.layers = len(backbone.layers)
+        self.chunk_tokens = backbone.chunk_tokens
         self.cache_dtype = backbone.mixing_dtype
         width = backbone.config.hidden_size
         self.mean_mask = torch.tensor([p == "mean" for p in poolings], device=self.device).repeat_interleave(width)
@@ -73,7 +74,7 @@ class Runner:
         return torch.cat(pieces) if pieces else torch.empty(0, self.mean_mask.shape[0])
 
     def _packed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        batch = pack(prompts, self.device)
+        batch = pack(prompts, self.device, self.chunk_tokens)
         carries = self.step(batch)  # [C, taps*H]
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         if carries.shape[0] == len(prompts):
@@ -81,8 +82,8 @@ class Runner:
         whole, chunk = [], 0
         for prompt in prompts:
             carry = carries[chunk]
-            for later in range(chunk + 1, chunk - (-len(prompt) // CHUNK_TOKENS)):
+            for later in range(chunk + 1, chunk - (-len(prompt) // self.chunk_tokens)):
                 carry = self.combine(carry, carries[later])
-            chunk -= -len(prompt) // CHUNK_TOKENS
+            chunk -= -len(prompt) // self.chunk_tokens
             whole.append(carry)
         return self.finish(torch.stack(whole), lengths)

@@ -11,7 +11,6 @@ are read by later ones in the same order on the same device, so nothing waits fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -182,7 +181,7 @@ class Scheduler:
 
     def _budget(self) -> int:
         limits = self._limits
-        grown = int(limits.light_step_tokens * math.sqrt(len(self._waiting) / limits.light_prompts))
+        grown = limits.light_step_tokens * len(self._waiting) // limits.light_prompts
         return max(limits.light_step_tokens, min(limits.step_tokens, grown))
 
     def _reserve(self, prompt: _Waiting, may_start: bool) -> bool:

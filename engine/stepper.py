@@ -14,12 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onebeat.engine.batch import CHUNK_TOKENS, Part, pack, pack_parts
+from onebeat.engine.batch import Part, pack, pack_parts
 from onebeat.engine.graphs import GraphedRunner
 from onebeat.engine.paged_cache import PagedCache
 from onebeat.engine.parts import Array, Report, Speed, Step
 from onebeat.engine.plan import Chunk, Plan
 from onebeat.engine.runner import Runner
+
+LONGEST_TRIAL_TOKENS = 2048
+"""Of the prompt whose last chunk a warm-up times."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,10 +69,9 @@ class CudaStep:
 class Stepper:
     """A runner and its paged cache. One thread uses it."""
 
-    chunk_tokens = CHUNK_TOKENS
-
     def __init__(self, runner: Runner, blocks: int, step_tokens: int, step_sequences: int) -> None:
         self._runner = runner
+        self._chunk_tokens = runner.chunk_tokens
         self._cache = PagedCache(runner, blocks)
         self._is_cuda = runner.device.type == "cuda"
         self._graphs = GraphedRunner(runner, self._cache, step_tokens, step_sequences) if self._is_cuda else None
@@ -84,7 +86,8 @@ class Stepper:
             ended.extend(plan.ready)
             carries = self._cache.carries_of(ended)
         else:
-            carries = self._runner.step(pack([token_ids[chunk.prompt_id] for chunk in ended], self._runner.device))
+            whole = [token_ids[chunk.prompt_id] for chunk in ended]
+            carries = self._runner.step(pack(whole, self._runner.device, self._chunk_tokens))
         lengths = torch.tensor([chunk.stop for chunk in ended]).to(self._runner.device, non_blocking=True)
         features = self._runner.finish(carries, lengths)
         return CudaStep(features, self._copies) if self._copies is not None else DoneStep(features.numpy())
@@ -101,20 +104,21 @@ class Stepper:
             took_ms.append(self._time_chunk(count))
         report(len(kinds), len(kinds), "ready")
         _, near_ms, far_ms = took_ms
-        context_tokens = (chunks - 2) * CHUNK_TOKENS
+        context_tokens = (chunks - 2) * self._chunk_tokens
         slowdown = max(far_ms / near_ms - 1.0, 1e-6) if context_tokens else 1e-6
-        return Speed(near_ms / CHUNK_TOKENS, max(context_tokens, 1) / slowdown)
+        return Speed(near_ms / self._chunk_tokens, max(context_tokens, 1) / slowdown)
 
     def _most_chunks(self) -> int:
         """Chunks of the longest prompt that a warm-up may lay into the cache."""
-        return max(2, min(16, self._runner.backbone.max_positions // CHUNK_TOKENS, len(self._cache) - 1))
+        fitting = min(LONGEST_TRIAL_TOKENS, self._runner.backbone.max_positions) // self._chunk_tokens
+        return max(2, min(fitting, len(self._cache) - 1))
 
     def _time_chunk(self, chunks: int) -> float:
         """Median milliseconds of the last chunk of a prompt of `chunks` chunks, over whatever is in memory."""
         blocks = tuple(range(1, chunks + 1)) if chunks > 1 else ()
-        start = (chunks - 1) * CHUNK_TOKENS if chunks > 2 else 0
-        tokens = min(CHUNK_TOKENS, self._runner.backbone.max_positions)
-        chunk = Chunk(0, start, start + tokens, blocks[: start // CHUNK_TOKENS + 1], True, 0)
+        start = (chunks - 1) * self._chunk_tokens if chunks > 2 else 0
+        tokens = min(self._chunk_tokens, self._runner.backbone.max_positions)
+        chunk = Chunk(0, start, start + tokens, blocks[: start // self._chunk_tokens + 1], True, 0)
         token_ids = {0: [0] * chunk.stop}
         times = []
         for _ in range(5):

@@ -151,7 +151,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"wait_until_ready": 1}, "wait_until_ready is 1; it must be True or False"),
     ({"order": "shortest"}, 'order is "shortest"; it must be one of Order.SHORTEST, Order.ARRIVAL'),
     ({"progress": "bar"}, 'progress is "bar"; it must be a function'),
-    ({"light_step_tokens": 64}, "light_step_tokens is 64 and step_tokens 512"),
+    ({"light_step_tokens": 63}, "light_step_tokens is 63 and step_tokens 512"),
 ]
 
 

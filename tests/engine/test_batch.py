@@ -14,6 +14,7 @@ from onebeat.engine.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Cache:
+    chunk_tokens: int = CHUNK_TOKENS
     keys: tuple[Tensor, ...] = ()
     values: tuple[Tensor, ...] = ()
 
@@ -33,6 +34,14 @@ def test_prompts_are_packed_one_behind_the_other_and_cut_into_chunks() -> None:
 @pytest.mark.parametrize("tokens", [CHUNK_TOKENS, 2 * CHUNK_TOKENS])
 def test_a_prompt_of_whole_chunks_has_no_empty_one(tokens: int) -> None:
     assert pack([[0] * tokens]).chunk_rows == (CHUNK_TOKENS,) * (tokens // CHUNK_TOKENS)
+
+
+def test_the_caller_says_how_long_a_chunk_is() -> None:
+    assert pack([[0] * 70, [1]], chunk_tokens=32).chunk_rows == (32, 32, 6, 1)
+    batch = pack_parts([Part([5], 32, [3, 9])], Cache(32))
+    assert batch.slots is not None and batch.slots.tolist() == [9 * 32]
+    with pytest.raises(InputError, match="starts at token 48; it must start at a multiple of 32"):
+        pack_parts([Part([5], 48, [3, 9])], Cache(32))
 
 
 def test_parts_find_their_slots_and_blocks() -> None:

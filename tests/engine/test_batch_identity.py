@@ -15,6 +15,7 @@ from torch import Tensor
 from onebeat.engine import loading
 from onebeat.engine.batch import CHUNK_TOKENS, Part, pack, pack_parts
 from onebeat.engine.loading import Quantizer
+from onebeat.engine.native_layer import NATIVE_CHUNK_TOKENS, NativeInt8Layer
 from onebeat.engine.runner import Runner
 from onebeat.kernels.cpu.native import Native
 from tests.engine.tiny_models import StateDict, backbone_of, build, prompt
@@ -32,7 +33,7 @@ KEPT = ("layers.0.qkv", "layers.0.down", "layers.1.gate_up", "layers.2.attention
 LENGTHS = st.one_of(
     st.integers(1, 40),
     st.integers(1, 3 * CHUNK_TOKENS),
-    st.sampled_from([CHUNK_TOKENS - 1, CHUNK_TOKENS, CHUNK_TOKENS + 1, 2 * CHUNK_TOKENS]),
+    st.sampled_from([n + more for n in (NATIVE_CHUNK_TOKENS, CHUNK_TOKENS, 2 * CHUNK_TOKENS) for more in (-1, 0, 1)]),
 )
 
 
@@ -49,6 +50,7 @@ def runner_of(name: str) -> Runner:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
+    chunk_tokens: int
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
@@ -56,12 +58,12 @@ class Cache:
 def cache_for(runner: Runner, blocks: int) -> Cache:
     """Blocks filled with garbage, as those of an earlier prompt would be."""
     config = runner.backbone.config
-    shape = (blocks, CHUNK_TOKENS, config.key_heads, config.head_size)
+    shape = (blocks, runner.chunk_tokens, config.key_heads, config.head_size)
 
     def filled() -> tuple[Tensor, ...]:
         return tuple(torch.full(shape, 1e4, dtype=runner.cache_dtype) for _ in range(runner.layers))
 
-    return Cache(filled(), filled())
+    return Cache(runner.chunk_tokens, filled(), filled())
 
 
 def in_chunks(runner: Runner, prompts: list[list[int]], tokens_per_step: int, cached_chunks: int = 0) -> Tensor:
@@ -69,31 +71,31 @@ def in_chunks(runner: Runner, prompts: list[list[int]], tokens_per_step: int, ca
 
     The first `cached_chunks` chunks of each prompt are computed beforehand by a longer prompt that shares them.
     """
-    blocks = [list(range(1 + 8 * index, 9 + 8 * index)) for index in range(len(prompts))]
-    cache = cache_for(runner, 1 + 8 * len(prompts))
+    size, most = runner.chunk_tokens, 8 * CHUNK_TOKENS // runner.chunk_tokens
+    blocks = [list(range(1 + most * index, 1 + most * (index + 1))) for index in range(len(prompts))]
+    cache = cache_for(runner, 1 + most * len(prompts))
     carries: dict[tuple[int, int], Tensor] = {}
 
     def run(todo: list[tuple[int, int, list[int]]]) -> None:
         parts = [
-            Part(ids[chunk * CHUNK_TOKENS : (chunk + 1) * CHUNK_TOKENS], chunk * CHUNK_TOKENS, blocks[index])
-            for index, chunk, ids in todo
+            Part(ids[chunk * size : (chunk + 1) * size], chunk * size, blocks[index]) for index, chunk, ids in todo
         ]
         for (index, chunk, _), carry in zip(todo, runner.step(pack_parts(parts, cache)), strict=True):
             carries[index, chunk] = carry
 
-    chunks = [-(-len(ids) // CHUNK_TOKENS) for ids in prompts]
+    chunks = [-(-len(ids) // size) for ids in prompts]
     for index, ids in enumerate(prompts):
         ready = min(cached_chunks, chunks[index] - 1)
-        longer = ids[: ready * CHUNK_TOKENS] + prompt(60, 99)
+        longer = ids[: ready * size] + prompt(60, 99)
         for chunk in range(ready):
             run([(index, chunk, longer)])
     waiting = [(i, c, ids) for i, ids in enumerate(prompts) for c in range(chunks[i]) if (i, c) not in carries]
     waiting.sort(key=lambda item: (item[1], -item[0]))
     while waiting:
-        taken, tokens = [waiting.pop(0)], CHUNK_TOKENS
+        taken, tokens = [waiting.pop(0)], size
         while waiting and tokens < tokens_per_step:
             taken.append(waiting.pop(0))
-            tokens += CHUNK_TOKENS
+            tokens += size
         run(taken)
     whole = []
     for index, count in enumerate(chunks):
@@ -127,6 +129,14 @@ def test_bits_do_not_depend_on_company_for_any_number_of_threads(threads: int, n
         assert torch.equal(runner.features(prompts), alone)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_backbone_is_cut_as_its_layers_allow() -> None:
+    """Torch's attention computes tiles of one size from a prompt's beginning on: other chunks would change bits."""
+    assert runner_of(THROUGH_TORCH).chunk_tokens == runner_of("kept").chunk_tokens == CHUNK_TOKENS
+    native = runner_of("llama")
+    whole = all(isinstance(layer, NativeInt8Layer) for layer in native.backbone.layers)
+    assert native.chunk_tokens == (NATIVE_CHUNK_TOKENS if whole else CHUNK_TOKENS)
 
 
 def test_prompts_differ() -> None:

@@ -100,8 +100,8 @@ async def test_a_decision_carries_its_own_timing(router: TinyRouter) -> None:
 async def test_the_loop_never_waits_for_the_model(router: TinyRouter) -> None:
     """Steps of tens of milliseconds, a ticker that wants to run every millisecond, and its lateness at p99."""
 
-    async def p99_lag_ms() -> float:
-        lags_ms, load = [], asyncio.gather(*(live.score(text) for text in TEXTS * 12))
+    async def p99_lag_ms(load: asyncio.Future[Any]) -> float:
+        lags_ms = []
         while not load.done():
             due = time.perf_counter() + 0.001
             await asyncio.sleep(0.001)
@@ -112,14 +112,15 @@ async def test_the_loop_never_waits_for_the_model(router: TinyRouter) -> None:
 
     big = {"light_step_tokens": 4096, "step_tokens": 4096, "step_sequences": 64}
     async with serve(router, queue_prompts=2000, prefix_cache_mebibytes=0, **big) as live:
-        # Other processes may share the cores, so one clean window is enough: a loop that computed, or waited for the
-        # model, would be late by a whole step in each of them.
-        lags_ms = [await p99_lag_ms()]
-        while min(lags_ms) >= 5.0 and len(lags_ms) < 8:
-            lags_ms.append(await p99_lag_ms())
+        # Other processes may share the cores, so one clean window is enough, and where even an idle loop is late, as
+        # much again is allowed: a loop that computed, or waited for the model, would be late by a whole step.
+        lags_ms, allowed_ms = [1e9], 5.0
+        while min(lags_ms) >= allowed_ms and len(lags_ms) < 8:
+            allowed_ms = max(allowed_ms, 2.0 * await p99_lag_ms(asyncio.ensure_future(asyncio.sleep(0.3))))
+            lags_ms.append(await p99_lag_ms(asyncio.gather(*(live.score(text) for text in TEXTS * 12))))
         compute = live.snapshot().compute_ms
-    assert compute.total / compute.count > 10.0, "the steps are too short for this test to mean anything"
-    assert min(lags_ms) < 5.0, lags_ms
+    assert compute.total / compute.count > 2.0 * allowed_ms, "the steps are too short for this test to mean anything"
+    assert min(lags_ms) < allowed_ms, lags_ms
 
 
 async def test_the_deadline_is_kept_even_while_the_model_is_busy_with_something_else(router: TinyRouter) -> None:
@@ -172,8 +173,8 @@ async def test_unknown_and_impossible_options_are_named(router: TinyRouter) -> N
         serve(router, queue_promts=3)
     with pytest.raises(ConfigError, match="queue_prompts is 0; it must be a whole number of 1 to 10000000"):
         serve(router, queue_prompts=0)
-    with pytest.raises(ConfigError, match="light_step_tokens is 64 and step_tokens 512"):
-        serve(router, light_step_tokens=64)
+    with pytest.raises(ConfigError, match="light_step_tokens is 63 and step_tokens 512"):
+        serve(router, light_step_tokens=63)
 
 
 async def test_a_mailbox_leaves_no_letter_behind() -> None:

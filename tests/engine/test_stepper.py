@@ -17,6 +17,7 @@ from onebeat.engine.engine import Engine
 from onebeat.engine.graphs import BUCKETS, GraphedRunner, buckets_for
 from onebeat.engine.loading import Precision
 from onebeat.engine.model import Backbone
+from onebeat.engine.native_layer import NATIVE_CHUNK_TOKENS
 from onebeat.engine.paged_cache import PagedCache
 from onebeat.engine.parts import EngineParts
 from onebeat.engine.plan import Order, SchedulerLimits
@@ -42,8 +43,8 @@ def tiny(precision: Precision, taps: list[int], **options: Any) -> Backbone:
 def engine_over(runner: Runner, *, keep_blocks: int = 8, always_in_cache: bool = False, **changes: object) -> Engine:
     """Prompts are lists of token ids; the head gives the features back."""
     settings: dict[str, object] = {"step_tokens": 512, "light_step_tokens": 128, "step_sequences": 6}
-    settings |= {"working_blocks": 9, "always_in_cache": always_in_cache}
-    limits = SchedulerLimits(CHUNK_TOKENS, **(settings | changes))  # type: ignore[arg-type]
+    settings |= {"working_blocks": 9 * CHUNK_TOKENS // runner.chunk_tokens, "always_in_cache": always_in_cache}
+    limits = SchedulerLimits(runner.chunk_tokens, **(settings | changes))  # type: ignore[arg-type]
     blocks = 1 + limits.working_blocks + limits.step_sequences + keep_blocks
     return Engine(
         EngineParts(
@@ -65,13 +66,19 @@ def together(engine: Engine, prompts: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 stems = st.sampled_from([0, 60, CHUNK_TOKENS, CHUNK_TOKENS + 1, 2 * CHUNK_TOKENS, 3 * CHUNK_TOKENS + 40])
-lengths = st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 129, 255, 256, 257]), st.integers(1, 250))
+lengths = st.one_of(
+    st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 255, 256, 257]), st.integers(1, 250)
+)
 prompt_lists = st.lists(st.tuples(stems, lengths, st.integers(0, 2)), min_size=1, max_size=7)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    prompt_lists, st.sampled_from([0, 2, 8]), st.booleans(), st.sampled_from(list(Order)), st.sampled_from([128, 512])
+    prompt_lists,
+    st.sampled_from([0, 2, 8]),
+    st.booleans(),
+    st.sampled_from(list(Order)),
+    st.sampled_from([128, 192, 512]),
 )
 def test_in_int8_no_schedule_no_cache_and_no_company_changes_a_bit(
     drawn: list[tuple[int, int, int]], keep_blocks: int, always_in_cache: bool, order: Order, light_step_tokens: int
@@ -134,14 +141,14 @@ def captured_at_once(forward: Callable[[], torch.Tensor]) -> Callable[[], torch.
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, CHUNK_TOKENS), st.integers(0, 3)), min_size=1, max_size=6))
+@given(st.lists(st.tuples(st.integers(1, NATIVE_CHUNK_TOKENS), st.integers(0, 3)), min_size=1, max_size=6))
 def test_a_step_laid_into_a_bucket_has_the_bits_of_an_eager_one(drawn: list[tuple[int, int]]) -> None:
     runner = runner_of("int8")
     cache = PagedCache(runner, 40)
     for tensor in (*cache.keys, *cache.values):
         tensor.normal_(generator=torch.Generator().manual_seed(3))
     parts = [
-        Part(prompt(tokens, seed), before * CHUNK_TOKENS, [1 + index * 4 + place for place in range(before + 1)])
+        Part(prompt(tokens, seed), before * runner.chunk_tokens, [1 + index * 4 + place for place in range(before + 1)])
         for index, (tokens, before) in enumerate(drawn)
         for seed in [index]
     ]
