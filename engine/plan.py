@@ -37,7 +37,7 @@ class SchedulerLimits:
     """Never exceeded in one step."""
     light_step_tokens: int = 128
     """A step's budget while little waits: what an arrival then has to wait for. At least one chunk."""
-    light_prompts: int = 4
+    light_prompts: int = 3
     """Up to this many waiting prompts are little. From there the budget grows with their number: a long queue is
     drained in large, efficient steps, of which each is a small part of what anybody waits."""
     step_sequences: int = 32

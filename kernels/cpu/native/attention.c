@@ -214,6 +214,21 @@ static void store_attended(const Layer *layer, const float *sums, const __m512 *
     }
 }
 
+/* Brings the head's keys and values of the block at `key` nearer: between two steps they left the caches. */
+static void fetch(const uint16_t *keys, const uint16_t *values, int64_t stride, int64_t count, int64_t size) {
+    for (int64_t row = 0; row < count; row++)
+        for (int64_t j = 0; j < size; j += 32) {
+            _mm_prefetch((const char *)(keys + row * stride + j), _MM_HINT_T1);
+            _mm_prefetch((const char *)(values + row * stride + j), _MM_HINT_T1);
+        }
+}
+
+static int64_t row_of(const Batch *batch, int64_t sequence, int64_t begin, int64_t key) {
+    if (!batch->block_table) return begin + key;
+    return batch->block_table[sequence * batch->table_width + key / batch->block_tokens] * batch->block_tokens +
+           key % batch->block_tokens;
+}
+
 void attend(const Layer *layer, const Batch *batch, int64_t sequence, int64_t head, int64_t tile, float *heads,
             int64_t stride, const uint16_t *keys, const uint16_t *values, float *scratch) {
     int64_t begin = batch->cu_seqlens[sequence], rows = batch->cu_seqlens[sequence + 1] - begin;
@@ -235,10 +250,12 @@ void attend(const Layer *layer, const Batch *batch, int64_t sequence, int64_t he
     int64_t start = layer->window && first_place >= layer->window ? first_place - layer->window + 1 : 0;
     for (int64_t key = start / KEYS * KEYS; key <= last_place; key += KEYS) {
         /* Keys that some query of the tile sees; leaving the others out changes no bit. */
-        int64_t known = last_place + 1 - key < KEYS ? last_place + 1 - key : KEYS, row = begin + key;
-        if (batch->block_table)
-            row = batch->block_table[sequence * batch->table_width + key / batch->block_tokens] * batch->block_tokens +
-                  key % batch->block_tokens;
+        int64_t known = last_place + 1 - key < KEYS ? last_place + 1 - key : KEYS;
+        int64_t row = row_of(batch, sequence, begin, key), next = key + 2 * KEYS;
+        if (next <= last_place) {
+            int64_t there = row_of(batch, sequence, begin, next) * width + head * size;
+            fetch(keys + there, values + there, width, last_place + 1 - next < KEYS ? last_place + 1 - next : KEYS, size);
+        }
         pair_values(values + row * width + head * size, width, known, size, own_values);
         scores(keys + row * width + head * size, width, known, queries, size, weights);
         int masked = key + KEYS - 1 > first_place || (layer->window && last_place - key >= layer->window);
