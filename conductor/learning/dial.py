@@ -1,7 +1,7 @@
-"""A dial that means something: which tradeoff gives "95 % of the best model's quality" or "0.40 USD per thousand".
+"""A dial that means something: what each tradeoff gives, solved on validation prompts and held against others.
 
 Enters: judged validation prompts (out-of-fold predictions). Leaves: the table that router.json keeps under
-`fitted.dial`, and from it the tradeoff for a target, with the interval in which it should hold. Knows no head.
+`fitted.dial`, from which `engine.targets` takes the tradeoff for a target, and how a target fared. Knows no head.
 
 The table is solved on validation prompts only. Its intervals are those of the mean over all prompts of that kind (95 %,
 bootstrap); what a particular thousand requests will show varies by their own number as well.
@@ -9,55 +9,17 @@ bootstrap); what a particular thousand requests will show varies by their own nu
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from onebeat.conductor.learning.curves import Choices, Doubles, Judged, choose, dial_positions, reference_cost
-from onebeat.engine.errors import ConstraintError, InputError
+from onebeat.engine.targets import Setting, Target, setting
 
 POSITIONS = 81
 BOOTSTRAPS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is asked of the dial: one of the two."""
-
-    share_of_best: float | None = None
-    """Of the best single model's mean quality."""
-    usd_per_thousand: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A dial position and what it is expected to give."""
-
-    tradeoff: float
-    share_of_best: float
-    share_interval: tuple[float, float]
-    usd_per_thousand: float
-    usd_interval: tuple[float, float]
-
-
-def parse_target(text: str) -> Target:
-    """`95%` or `0.95` is a share of the best model's quality; `0.40 usd` or `$0.40` dollars per thousand requests.
-
-    Raises `InputError` for anything else.
-    """
-    cleaned = text.strip().lower()
-    number = re.search(r"\d+(?:\.\d+)?", cleaned)
-    if number is not None:
-        value = float(number[0])
-        if "usd" in cleaned or "$" in cleaned or "dollar" in cleaned:
-            return Target(usd_per_thousand=value)
-        share = value / 100 if "%" in cleaned else value
-        if 0 < share <= 1.2:
-            return Target(share_of_best=share)
-    raise InputError(f"target is {text!r}; write a share of the best model's quality (95%) or dollars (0.40 usd).")
 
 
 def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[str, object]:
@@ -109,34 +71,6 @@ def balanced_reference(judged: Judged, share_of_best: float = 0.95) -> float:
         if judged.score[rows, chosen].mean() >= share_of_best * best:
             return dearest * float(tradeoff / (1.0 - tradeoff)) if place else dearest
     return dearest
-
-
-def setting(dial: Mapping[str, Any], target: Target) -> Setting:
-    """The cheapest position that meets a share, or the best one within the dollars.
-
-    Raises `ConstraintError` where no position does, with the nearest that comes close.
-    """
-    points: Sequence[Mapping[str, Any]] = dial.get("points") or ()
-    if not points:
-        raise InputError("this router.json holds no solved dial; fit it with `onebeat train` on outcomes with costs.")
-    if target.share_of_best is not None:
-        fitting = [point for point in points if point["share_of_best"] >= target.share_of_best]
-        if not fitting:
-            most = max(points, key=lambda point: point["share_of_best"])
-            raise ConstraintError(
-                f"{100 * target.share_of_best:g} % of {dial['best_model']}'s quality is out of reach: the most is "
-                f"{100 * most['share_of_best']:.1f} % at tradeoff {most['tradeoff']:g}; ask for less."
-            )
-        return _setting(min(fitting, key=lambda point: point["usd_per_thousand"]))
-    budget = target.usd_per_thousand or 0.0
-    fitting = [point for point in points if point["usd_per_thousand"] <= budget]
-    if not fitting:
-        least = min(points, key=lambda point: point["usd_per_thousand"])
-        raise ConstraintError(
-            f"{budget:g} USD per thousand is out of reach: the least is {least['usd_per_thousand']:.4g} at tradeoff "
-            f"{least['tradeoff']:g}; allow more."
-        )
-    return _setting(max(fitting, key=lambda point: (point["quality"], -point["usd_per_thousand"])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +131,6 @@ def _ends(values: Doubles) -> Doubles:
 
 def _pair(values: Doubles) -> tuple[float, float]:
     return float(values[0]), float(values[1])
-
-
-def _setting(point: Mapping[str, Any]) -> Setting:
-    low, high = point["share_interval"]
-    least, most = point["usd_interval"]
-    return Setting(point["tradeoff"], point["share_of_best"], (low, high), point["usd_per_thousand"], (least, most))
 
 
 def _round(value: float) -> float:
