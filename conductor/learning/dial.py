@@ -19,13 +19,17 @@ from onebeat.conductor.learning.curves import Choices, Doubles, Judged, choose, 
 from onebeat.engine.targets import Setting, Target, setting
 
 POSITIONS = 81
+REFINED_POSITIONS = 161
+"""With those put where the dial jumps: a target between two distant positions would buy far less than it allows."""
+SMALLEST_STEP = 0.005
+"""Of the whole range of mean cost: steps below it are not divided."""
 BOOTSTRAPS = 200
 
 
 def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[str, object]:
     """The table for `fitted.dial`: what each position gives on these prompts, beside the best single model."""
     best = int(np.argmax(judged.score.mean(0)))
-    positions = dial_positions(POSITIONS)
+    positions = _positions(judged, reference_cost_usd)
     rows = np.arange(len(judged.score))
     scores, dollars = [], []
     for tradeoff in positions:
@@ -39,7 +43,7 @@ def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[s
     cost_ends = _ends(np.stack([1e3 * cost[:, s].mean(1) for s in samples]))
     points = [
         {
-            "tradeoff": float(f"{tradeoff:.6g}"),
+            "tradeoff": float(tradeoff),
             "quality": _round(quality[index].mean()),
             "share_of_best": _round(quality[index].mean() / max(best_score.mean(), 1e-9)),
             "share_interval": [_round(end) for end in share_ends[:, index]],
@@ -55,6 +59,36 @@ def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[s
         "prompts": len(rows),
         "points": points,
     }
+
+
+def _positions(judged: Judged, reference_cost_usd: float) -> list[float]:
+    """Dial positions as router.json keeps them, spread evenly, then the largest steps in cost halved."""
+    rows = np.arange(len(judged.score))
+
+    def spent(tradeoff: float) -> float:
+        chosen = choose(judged.quality, judged.predicted_cost_usd, tradeoff, reference_cost_usd)
+        return float(judged.cost_usd[rows, chosen].mean())
+
+    positions = [float(f"{tradeoff:.6g}") for tradeoff in dial_positions(POSITIONS)]
+    costs = [spent(tradeoff) for tradeoff in positions]
+    smallest = SMALLEST_STEP * (max(costs) - min(costs))
+    settled: set[float] = set()
+    while len(positions) < REFINED_POSITIONS:
+        steps = {abs(costs[i + 1] - costs[i]): i for i in range(1, len(positions) - 2) if positions[i] not in settled}
+        largest = max(steps, default=0.0)
+        if largest <= smallest:
+            break
+        at = steps[largest]
+        low, high = positions[at], positions[at + 1]
+        # Halved where a dollar's weight, (1 - t) / t, is in the middle of its logarithm.
+        weight = ((1.0 - low) / low * (1.0 - high) / high) ** 0.5
+        between = float(f"{1.0 / (1.0 + weight):.6g}")
+        if not low < between < high:
+            settled.add(low)
+            continue
+        positions.insert(at + 1, between)
+        costs.insert(at + 1, spent(between))
+    return positions
 
 
 def balanced_reference(judged: Judged, share_of_best: float = 0.95) -> float:

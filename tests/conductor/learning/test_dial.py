@@ -51,6 +51,24 @@ def test_the_setting_is_the_cheapest_that_promises_enough() -> None:
     )
 
 
+def test_the_dial_is_divided_where_it_jumps() -> None:
+    """Two models far apart: without finer positions there, a budget between two positions buys the cheaper one's."""
+    table = judged(3, 2000, noise=0.05)
+    solved = dial.solve(table, 0.002)
+    points = solved["points"]
+    assert isinstance(points, list)
+    assert [p["tradeoff"] for p in points] == sorted({p["tradeoff"] for p in points})
+    costs = np.array([p["usd_per_thousand"] for p in points])
+    plain = np.array(
+        [
+            1e3 * table.cost_usd[np.arange(2000), choose(table.quality, table.predicted_cost_usd, t, 0.002)].mean()
+            for t in dial.dial_positions(dial.POSITIONS)
+        ]
+    )
+    assert np.abs(np.diff(costs)).max() < 0.5 * np.abs(np.diff(plain)).max()
+    assert len(points) <= dial.REFINED_POSITIONS
+
+
 def test_half_the_dial_is_a_balance() -> None:
     table = judged(2, 1500)
     reference = dial.balanced_reference(table)
