@@ -62,8 +62,9 @@ def read_head(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     if not path.is_file():
         raise FormatError(f"{folder} has a {DESCRIPTION} but no {TENSORS}; fit the head with `onebeat train`.")
     written = msgspec.json.decode((folder / DESCRIPTION).read_bytes())
-    anchored = {"dial": {"reference_cost_usd": config.reference_cost_usd}}
-    return msgspec.to_builtins(config) | written | anchored, dict(load_file(path))
+    defaults = {name: value for name, value in msgspec.to_builtins(config).items() if name not in written}
+    description = written | defaults | {"dial": {"reference_cost_usd": config.reference_cost_usd}}
+    return description, dict(load_file(path))
 
 
 def link_backbone(source: Path, folder: Path) -> None:
