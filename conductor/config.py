@@ -49,7 +49,9 @@ class RouterSection(_Section, frozen=True):
     deadline_ms: float = 50.0
     machine_usd_per_hour: float = 0.10
     reference_cost_usd: float | None = None
-    """What a typical answer of the dearest model costs; None takes 500 prompt and 500 answer tokens at its price."""
+    """Dollars that weigh as much as quality 0 -> 1 at tradeoff 0.5. None takes the router's own, so that a tradeoff
+    means the same here and there; where it scores no model that `auto` may choose, 500 prompt and 500 answer tokens of
+    the dearest model."""
     exploration_share: float = 0.0
     """Share of `auto` requests decided at random, in proportion to utility, and logged with their propensity."""
     guard: Mode = "act"
@@ -64,6 +66,8 @@ class PolicySection(_Section, frozen=True):
     """The dials of a decision where the request does not set them."""
 
     tradeoff: float = 0.5
+    target: str | None = None
+    """Instead of a tradeoff: "95%" of the best model's quality, or "0.40 usd" per thousand requests: see `targets`."""
     cheap_tradeoff: float = 0.1
     best_tradeoff: float = 1.0
     nearly_as_good: float = 0.05

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from onebeat.conductor.config import Fleet, Key, Model, Provider
-from onebeat.engine.errors import ConfigError
+from onebeat.engine.errors import ConfigError, InputError
+from onebeat.engine.targets import parse_target
 
 NAMED_TABLES: dict[str, type[msgspec.Struct]] = {"providers": Provider, "models": Model, "keys": Key}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -209,6 +210,7 @@ class _Reader:
         for name, model in fleet.models.items():
             self._model(fleet, name, model)
         self._one_of(fleet.models, fleet.policy.always_best, ("policy", "always_best"))
+        self._target(fleet.policy.target)
         self._one_of(fleet.models, fleet.contingency.local_model, ("contingency", "local_model"))
         for name, key in fleet.keys.items():
             if not re.fullmatch(r"[0-9a-f]{64}", key.sha256):
@@ -222,6 +224,17 @@ class _Reader:
                 f"server.host is {fleet.server.host!r} and no [keys.NAME] is given: anyone could spend; add a key or "
                 "listen on 127.0.0.1.",
             )
+
+    def _target(self, target: str | None) -> None:
+        if target is None:
+            return
+        path = ("policy", "target")
+        if ("policy", "tradeoff") in self.lines:
+            self.problem(path, f"policy.target is {target!r} and policy.tradeoff is given as well; give one of them.")
+        try:
+            parse_target(target)
+        except InputError as error:
+            self.problem(path, f"policy.{error}")
 
     def _model(self, fleet: Fleet, name: str, model: Model) -> None:
         place = ("models", name)

@@ -117,7 +117,7 @@ class Planner:
         tradeoff = options.tradeoff
         if tradeoff is None:
             suffix = request.model[len(AUTO) :]
-            tradeoff = {":cheap": policy.cheap_tradeoff, ":best": policy.best_tradeoff}.get(suffix, policy.tradeoff)
+            tradeoff = {":cheap": policy.cheap_tradeoff, ":best": policy.best_tradeoff}.get(suffix, runtime.tradeoff)
         return Ask(
             size=call.size,
             tradeoff=tradeoff,

@@ -44,7 +44,14 @@ class Route:
 class RouteTable:
     """The fleet's routes by name, successors resolved, for one day. Immutable; a reload makes another."""
 
-    def __init__(self, fleet: Fleet, columns: Mapping[str, Prediction], today: datetime.date) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        columns: Mapping[str, Prediction],
+        today: datetime.date,
+        reference_usd: float | None = None,
+    ) -> None:
+        """`reference_usd`: what the router's own decisions weigh dollars by, where it scores this fleet's models."""
         self.fleet = fleet
         self.today = today
         self.routes = {name: _route(fleet, name, model, columns) for name, model in fleet.models.items()}
@@ -56,7 +63,7 @@ class RouteTable:
         self.always_best = fleet.policy.always_best or dearest(fleet.models)
         best = fleet.models[self.always_best] if self.always_best else None
         usd = expected_usd(best, REFERENCE_TOKENS, REFERENCE_TOKENS) if best else 0.0
-        self.reference_cost_usd = fleet.router.reference_cost_usd or usd or 1.0
+        self.reference_cost_usd = fleet.router.reference_cost_usd or reference_usd or usd or 1.0
 
     def _successor(self, name: str) -> str | None:
         """The first successor still in service; None where there is none. The config has ruled out circles."""

@@ -27,7 +27,9 @@ from onebeat.conductor.resilience import Budget
 from onebeat.conductor.route_state import RouteState
 from onebeat.conductor.routes import Prediction, Route, RouteTable
 from onebeat.conductor.security import KeyRing, Redactor
-from onebeat.engine.records import Column
+from onebeat.conductor.targets import reference_usd, setting_of
+from onebeat.engine.router_config import RouterConfig
+from onebeat.engine.targets import Setting
 
 MEMORISED_PATHS = 64
 DAY_S = 86_400.0
@@ -99,8 +101,17 @@ class Runtime:
     retries: Budget
     hedges: Budget
     columns: dict[str, Prediction]
+    reference_usd: float | None
+    """What the router's own decisions weigh dollars by; None where it scores nothing of this fleet."""
+    setting: Setting | None
+    """Where `policy.target` sets the dial."""
     day_ends: float
     """Unix seconds of the next midnight, UTC."""
+
+    @property
+    def tradeoff(self) -> float:
+        """Of a request that names none: the target's, else the policy's."""
+        return self.fleet.policy.tradeoff if self.setting is None else self.setting.tradeoff
 
     def refresh_day(self, now_unix: float) -> bool:
         """Shutdown dates pass at midnight (UTC): the table is made anew when the day changes. True then."""
@@ -108,7 +119,7 @@ class Runtime:
             return False
         self.day_ends = midnight_utc(now_unix) + DAY_S
         today = datetime.datetime.fromtimestamp(now_unix, datetime.UTC).date()
-        self.table = RouteTable(self.fleet, self.columns, today)
+        self.table = RouteTable(self.fleet, self.columns, today, self.reference_usd)
         return True
 
 
@@ -138,23 +149,25 @@ def make_provider(config: ProviderConfig, model: Model, environ: Mapping[str, st
 def make_runtime(
     fleet: Fleet,
     environ: Mapping[str, str],
-    columns: tuple[Column, ...] = (),
+    router: RouterConfig | None = None,
     *,
     previous: Runtime | None = None,
     today: datetime.date | None = None,
     redactor: Redactor | None = None,
 ) -> Runtime:
     """The runtime for `fleet`. `previous`: what it takes over the health of routes and the counters of keys from.
-    `redactor`: the one that the logs go through; it learns the secrets that this fleet names."""
+    `redactor`: the one that the logs go through; it learns the secrets that this fleet names. Raises `ConfigError` for
+    a target that cannot be promised."""
     if redactor is None:
         redactor = previous.redactor if previous else Redactor()
     redactor.learn(secrets_of(fleet, environ))
     priors = {
         column.name: Prediction(column.mean_quality, column.mean_output_tokens or 500.0)
-        for column in columns
+        for column in (router.columns if router else ())
         if column.mean_quality is not None
     }
-    table = RouteTable(fleet, priors, today or datetime.datetime.now(datetime.UTC).date())
+    reference = reference_usd(fleet, router)
+    table = RouteTable(fleet, priors, today or datetime.datetime.now(datetime.UTC).date(), reference)
     lines: dict[str, Line] = {}
     for name, route in table.routes.items():
         config = fleet.providers[route.model.provider]
@@ -178,6 +191,8 @@ def make_runtime(
         retries=Budget(resilience.retry_share, resilience.retry_burst, previous.retries if previous else None),
         hedges=Budget(resilience.hedge_share, 1.0, previous.hedges if previous else None),
         columns=priors,
+        reference_usd=reference,
+        setting=setting_of(fleet, table, router),
         day_ends=midnight_utc() + DAY_S,
     )
 

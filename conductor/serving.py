@@ -29,13 +29,14 @@ from onebeat.conductor.listening import GatewayServer
 from onebeat.conductor.metrics import Metrics
 from onebeat.conductor.planning import Planner
 from onebeat.conductor.report import spent_today
-from onebeat.conductor.runtime import make_runtime, midnight_utc, secrets_of
+from onebeat.conductor.runtime import Runtime, make_runtime, midnight_utc, secrets_of
 from onebeat.conductor.scoring import LiveRouter, Scorer
 from onebeat.conductor.security import Redactor
 from onebeat.conductor.server import Gateway
+from onebeat.conductor.targets import promise, setting_of
 from onebeat.conductor.upstream import make_session
 from onebeat.engine.errors import ConfigError
-from onebeat.engine.records import Column
+from onebeat.engine.router_config import RouterConfig
 from onebeat.engine.snapshot import EngineSnapshot
 
 log = logging.getLogger("onebeat")
@@ -45,11 +46,11 @@ NO_ROUTER = "none"
 class RunningGateway:
     """A gateway that listens. `url` is where."""
 
-    def __init__(self, gateway: Gateway, ledger: Ledger, url: str, columns: tuple[Column, ...]) -> None:
+    def __init__(self, gateway: Gateway, ledger: Ledger, url: str, router: RouterConfig | None) -> None:
         self.gateway = gateway
         self.ledger = ledger
         self.url = url
-        self._columns = columns
+        self._router = router
 
     def reload(self, path: str, environ: Mapping[str, str]) -> bool:
         """Reads the fleet again. A wrong one is reported and kept out; requests under way keep theirs."""
@@ -59,7 +60,7 @@ class RunningGateway:
             missing = missing_variables(fleet, environ)
             if missing:
                 raise ConfigError(f"the environment lacks {', '.join(missing.values())}.")
-            runtime = make_runtime(fleet, environ, self._columns, previous=planner.runtime)
+            runtime = make_runtime(fleet, environ, self._router, previous=planner.runtime)
         except ConfigError as error:
             log.error("%s was not taken over, the fleet stays as it was:\n%s", path, error)
             self.ledger.event("reload_refused", str(error))
@@ -69,7 +70,7 @@ class RunningGateway:
         room = self.gateway.dispatcher.room
         room.places = fleet.contingency.queue_requests
         room.wake_all()
-        report_fleet(fleet, self._columns, self.ledger)
+        report_fleet(runtime, self._router, self.ledger)
         log.info("%s was read again: %d models", path, len(fleet.models))
         self.ledger.event("reload", f"{len(fleet.models)} models of {len(fleet.providers)} providers")
         if waiting := needs_restart(before, fleet):
@@ -96,11 +97,25 @@ def needs_restart(before: Fleet, after: Fleet) -> list[str]:
     ]
 
 
-def report_fleet(fleet: Fleet, columns: tuple[Column, ...], ledger: Ledger) -> None:
-    """Retirements and unscored models: into the log, and into the ledger for `onebeat report`."""
+def report_fleet(runtime: Runtime, router: RouterConfig | None, ledger: Ledger) -> None:
+    """Retirements, unscored models, what the target promises: into the log, and the ledger for `onebeat report`."""
+    fleet = runtime.fleet
     report_retirements(fleet, datetime.datetime.now(datetime.UTC).date(), ledger)
-    for sentence in unscored(fleet, [column.name for column in columns]):
+    for sentence in unscored(fleet, [column.name for column in router.columns] if router else []):
         log.warning(sentence)
+    if runtime.setting is not None:
+        log.info(promise(fleet, runtime.setting))
+        ledger.event("target", promise(fleet, runtime.setting))
+
+
+def report_new_day(runtime: Runtime, router: RouterConfig | None, ledger: Ledger) -> None:
+    """What midnight changed: models that retire, and a target that was promised with them."""
+    report_retirements(runtime.fleet, runtime.table.today, ledger)
+    try:
+        setting_of(runtime.fleet, runtime.table, router)
+    except ConfigError as error:
+        log.warning("%s The dial stays at tradeoff %g.", error, runtime.tradeoff)
+        ledger.event("target_lapsed", str(error))
 
 
 def report_retirements(fleet: Fleet, today: datetime.date, ledger: Ledger) -> None:
@@ -147,24 +162,24 @@ async def running(
     environ: Mapping[str, str],
     *,
     live: LiveRouter | None = None,
-    columns: tuple[Column, ...] = (),
+    router: RouterConfig | None = None,
     drift: Drift | None = None,
     host: str | None = None,
     port: int | None = None,
     redactor: Redactor | None = None,
 ) -> AsyncIterator[RunningGateway]:
     """A gateway that listens as long as the context is open. `live`: the router, started by the caller; None decides on
-    priors. `drift`: an object with `observe(features, quality, output_tokens)` and `report()`. `redactor`: the one that
-    the logs go through."""
+    priors. `router`: its description. `drift`: an object with `observe(features, quality, output_tokens)` and
+    `report()`. `redactor`: the one that the logs go through."""
     async with AsyncExitStack() as stack:
         ledger = Ledger(fleet.ledger.path, queue_rows=fleet.ledger.queue_rows)
         stack.callback(ledger.close)
-        runtime = make_runtime(fleet, environ, columns, redactor=redactor)
+        runtime = make_runtime(fleet, environ, router, redactor=redactor)
         spent = spent_today(ledger.path, midnight_utc())
         for client in runtime.keys.clients():
             if client.name in spent:
                 client.charge(spent[client.name], midnight_utc() + 1.0)
-        report_fleet(fleet, columns, ledger)
+        report_fleet(runtime, router, ledger)
         session: aiohttp.ClientSession = await stack.enter_async_context(make_session(fleet.resilience))
         metrics = Metrics()
         snapshot: Callable[[], EngineSnapshot] | None = getattr(live, "snapshot", None)
@@ -172,7 +187,7 @@ async def running(
             metrics.more.append(lambda: families(snapshot()))
         watched = WatchedDrift(drift, ledger).observe if drift is not None else None
         scorer = Scorer(live, on_features=watched)
-        planner = Planner(runtime, scorer, on_new_day=lambda at: report_retirements(at.fleet, at.table.today, ledger))
+        planner = Planner(runtime, scorer, on_new_day=lambda at: report_new_day(at, router, ledger))
         dispatcher = Dispatcher(planner, session, ledger, metrics)
         admin = Admin(planner, dispatcher, ledger, metrics, environ, lambda: _state_of(live), drift)
         gateway = Gateway(dispatcher, planner, admin)
@@ -186,7 +201,7 @@ async def running(
         except OSError as error:
             raise ConfigError(f"cannot listen on {fleet.server.host}:{fleet.server.port}: {error}.") from error
         bound = runner.addresses[0]
-        running_gateway = RunningGateway(gateway, ledger, f"http://{_shown(bound[0])}:{bound[1]}", columns)
+        running_gateway = RunningGateway(gateway, ledger, f"http://{_shown(bound[0])}:{bound[1]}", router)
         try:
             yield running_gateway
         finally:
@@ -228,9 +243,9 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        live, columns, drift = await stack.enter_async_context(_router(fleet))
+        live, router, drift = await stack.enter_async_context(_router(fleet))
         gateway = await stack.enter_async_context(
-            running(fleet, environ, live=live, columns=columns, drift=drift, host=host, port=port, redactor=redactor)
+            running(fleet, environ, live=live, router=router, drift=drift, host=host, port=port, redactor=redactor)
         )
         loop.add_signal_handler(signal.SIGHUP, gateway.reload, path, environ)
         print(f"onebeat: listening on {gateway.url} ({len(fleet.models)} models)", flush=True)
@@ -240,11 +255,11 @@ async def serve(
 
 
 @asynccontextmanager
-async def _router(fleet: Fleet) -> AsyncIterator[tuple[LiveRouter | None, tuple[Column, ...], Drift | None]]:
+async def _router(fleet: Fleet) -> AsyncIterator[tuple[LiveRouter | None, RouterConfig | None, Drift | None]]:
     """The router in this process, serving; nothing where the fleet decides on priors."""
     source = fleet.router.source
     if source is None or source == NO_ROUTER:
-        yield None, (), None
+        yield None, None, None
         return
     from onebeat.engine.router import Router
 
@@ -257,4 +272,4 @@ async def _router(fleet: Fleet) -> AsyncIterator[tuple[LiveRouter | None, tuple[
 
         drift = DriftWatch(router.config.drift, [column.name for column in router.columns])
     async with router.serve() as live:
-        yield live, router.columns, drift
+        yield live, router.config, drift

@@ -63,8 +63,9 @@ class Decision:
 def utility(quality: float, cost_usd: float, tradeoff: float, reference_cost_usd: float) -> float:
     """`tradeoff * quality - (1 - tradeoff) * cost / reference`: linear in dollars, so one dial is optimal for a budget.
 
-    `reference_cost_usd` is what a typical answer of the dearest model costs: at tradeoff 0.5 that many dollars weigh
-    as much as the whole way from quality 0 to quality 1.
+    At tradeoff 0.5 `reference_cost_usd` dollars weigh as much as the whole way from quality 0 to quality 1. It is the
+    router's own (`RouterConfig.reference_cost_usd`), wherever one decides: a tradeoff solved for it means nothing by
+    another.
     """
     return tradeoff * quality - (1.0 - tradeoff) * cost_usd / reference_cost_usd
 

@@ -17,7 +17,6 @@ import threading
 import time
 import traceback
 from concurrent.futures import Future
-from typing import cast
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from onebeat.engine.parts import EngineParts, Report
 from onebeat.engine.prefix_cache import block_keys
 from onebeat.engine.records import Prompt, Scores
 from onebeat.engine.snapshot import EngineSnapshot, Meter
-from onebeat.engine.tickets import Counted, Ending, Ticket, TicketBook, stopped
+from onebeat.engine.tickets import Ending, Ticket, TicketBook, stopped
 from onebeat.engine.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -172,7 +171,7 @@ class Engine:
         if not 1 <= tokens <= longest:
             raise InputError(f"the prompt has {tokens} tokens to compute; this router takes 1 to {longest}, cut it.")
         chunk_tokens = self._parts.limits.chunk_tokens
-        ticket.take(cast(Counted, prepared))
+        ticket.take(prepared)
         if tokens > chunk_tokens and self._parts.keep_blocks:
             ids = np.asarray(prepared.token_ids, dtype=np.int64)
             ticket.keys = block_keys(ids, chunk_tokens, self._parts.fingerprint)

@@ -25,6 +25,7 @@ from onebeat.engine.runner import Runner
 from onebeat.engine.snapshot import EngineSnapshot
 from onebeat.engine.stepper import Stepper
 from onebeat.engine.strict_json import shown
+from onebeat.engine.targets import MIDDLE, Setting, tradeoff_of
 
 
 class Scorer(Protocol):
@@ -60,12 +61,15 @@ class Servable(Protocol):
     def prepare(self, prompt: Prompt) -> Prepared:
         """Token ids; called by several threads at once."""
 
+    def setting_for(self, target: str) -> Setting:
+        """The dial position for a target in words."""
+
     def decide(
         self,
         scores: Scores,
         row: int = 0,
         *,
-        tradeoff: float = 0.5,
+        tradeoff: float = MIDDLE,
         min_quality: float | None = None,
         max_cost_usd: float | None = None,
         models: Sequence[str] | None = None,
@@ -151,18 +155,20 @@ class LiveRouter:
         self,
         prompt: Prompt,
         *,
-        tradeoff: float = 0.5,
+        tradeoff: float | None = None,
+        target: str | None = None,
         min_quality: float | None = None,
         max_cost_usd: float | None = None,
         models: Sequence[str] | None = None,
         deadline_ms: float | None = None,
     ) -> Decision:
         """As `Router.route`, and as `score` for what it waits and raises."""
-        check_dial(tradeoff, min_quality, max_cost_usd)
+        position = tradeoff_of(tradeoff, target, models, self._router.setting_for)
+        check_dial(position, min_quality, max_cost_usd)
         check_models(models, (column.name for column in self._router.columns))
         scores = await self.score(prompt, deadline_ms=deadline_ms)
         return self._router.decide(
-            scores, tradeoff=tradeoff, min_quality=min_quality, max_cost_usd=max_cost_usd, models=models
+            scores, tradeoff=position, min_quality=min_quality, max_cost_usd=max_cost_usd, models=models
         )
 
     def snapshot(self) -> EngineSnapshot:

@@ -36,6 +36,10 @@ class Prepared(Protocol):
     def cut_tokens(self) -> int:
         """Left out of the middle."""
 
+    @property
+    def estimated(self) -> bool:
+        """Whether both counts are estimates, because the prompt was too long to be tokenised whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class Speed:

@@ -35,6 +35,7 @@ from onebeat.engine.router_config import RouterConfig
 from onebeat.engine.router_files import HEAD_FILES, TEXT_FILES
 from onebeat.engine.runner import Runner
 from onebeat.engine.strict_json import nearest, shown
+from onebeat.engine.targets import MIDDLE, Setting, parse_target, setting, tradeoff_of
 from onebeat.engine.tokens import Prepared, PromptTokenizer
 from onebeat.engine.weights import Weights
 
@@ -158,29 +159,41 @@ class Router:
         self,
         prompt: Prompt,
         *,
-        tradeoff: float = 0.5,
+        tradeoff: float | None = None,
+        target: str | None = None,
         min_quality: float | None = None,
         max_cost_usd: float | None = None,
         models: Sequence[str] | None = None,
     ) -> Decision:
         """Scores one prompt and decides.
 
-        `tradeoff` runs from 0 (cheapest that is not hopeless) to 1 (best, whatever it costs); `models` restricts the
-        choice. Raises `InputError`, and `ConstraintError` where no model satisfies `min_quality` and `max_cost_usd`,
+        `tradeoff` runs from 0 (cheapest that is not hopeless) to 1 (best, whatever it costs), 0.5 where neither it nor
+        `target` is given; `target` is what `setting_for` takes; `models` restricts the choice. Raises `InputError`, and
+        `ConstraintError` where the target is out of reach or no model satisfies `min_quality` and `max_cost_usd`,
         saying which failed.
         """
         # What is wrong with an argument is said before the prompt is computed.
-        check_dial(tradeoff, min_quality, max_cost_usd)
+        position = tradeoff_of(tradeoff, target, models, self.setting_for)
+        check_dial(position, min_quality, max_cost_usd)
         check_models(models, self._names)
         scores = self.score([prompt])
-        return self.decide(scores, tradeoff=tradeoff, min_quality=min_quality, max_cost_usd=max_cost_usd, models=models)
+        return self.decide(scores, tradeoff=position, min_quality=min_quality, max_cost_usd=max_cost_usd, models=models)
+
+    def setting_for(self, target: str) -> Setting:
+        """The dial position for "95%" of the best model's quality, or for "0.40 usd" per thousand requests, and what it
+        is expected to give on prompts like those it was solved on, every column to choose from.
+
+        Raises `InputError` for a target that means nothing or a router without a solved dial, and `ConstraintError`
+        where the target is out of reach.
+        """
+        return setting(self.config.fitted.get("dial"), parse_target(target))
 
     def decide(
         self,
         scores: Scores,
         row: int = 0,
         *,
-        tradeoff: float = 0.5,
+        tradeoff: float = MIDDLE,
         min_quality: float | None = None,
         max_cost_usd: float | None = None,
         models: Sequence[str] | None = None,

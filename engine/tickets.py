@@ -10,21 +10,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
 
 from onebeat.engine.errors import StoppedError
 from onebeat.engine.parts import Prepared
 from onebeat.engine.records import Prompt, Scores
 from onebeat.engine.scheduler import Door
 from onebeat.engine.snapshot import Meter
-
-
-class Counted(Prepared, Protocol):
-    """A prompt as token ids, whose counts may be estimates."""
-
-    @property
-    def estimated(self) -> bool:
-        """Whether both counts are, because the prompt was too long to be tokenised whole."""
 
 
 class Ending(Enum):
@@ -56,7 +47,7 @@ class Ticket:
     tokenize_ms: float = 0.0
     compute_ms: float = 0.0
 
-    def take(self, prepared: Counted) -> None:
+    def take(self, prepared: Prepared) -> None:
         """What preparing found out about the prompt."""
         self.token_ids = prepared.token_ids
         self.prompt_tokens, self.cut_tokens = prepared.prompt_tokens, prepared.cut_tokens

@@ -22,6 +22,7 @@ COMMANDS = {
     "pull": "fetch the default router (once)",
     "route": "one decision, explained",
     "serve": "the gateway, from fleet.toml",
+    "grade": "raw answers to graded outcomes",
     "train": "fit a head on graded outcomes",
     "eval": "judge a head on held-out outcomes",
     "onboard": "add a model from a few graded prompts",

@@ -53,12 +53,18 @@ def write_head(folder: Path, description: Mapping[str, Any], tensors: Mapping[st
 
 
 def read_head(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The description as plain JSON, and the tensors. Raises `FormatError` for what is missing or foreign."""
-    RouterConfig.load(folder)
+    """The description as plain JSON, with what it leaves to defaults, and the tensors.
+
+    Raises `FormatError` for what is missing or foreign.
+    """
+    config = RouterConfig.load(folder)
     path = folder / TENSORS
     if not path.is_file():
         raise FormatError(f"{folder} has a {DESCRIPTION} but no {TENSORS}; fit the head with `onebeat train`.")
-    return msgspec.json.decode((folder / DESCRIPTION).read_bytes()), dict(load_file(path))
+    written = msgspec.json.decode((folder / DESCRIPTION).read_bytes())
+    defaults = {name: value for name, value in msgspec.to_builtins(config).items() if name not in written}
+    description = written | defaults | {"dial": {"reference_cost_usd": config.reference_cost_usd}}
+    return description, dict(load_file(path))
 
 
 def link_backbone(source: Path, folder: Path) -> None:

@@ -75,7 +75,7 @@ def choose(quality: Doubles, cost_usd: Doubles, tradeoff: float, reference_cost_
 
 
 def reference_cost(cost_usd: Doubles) -> float:
-    """The mean cost of the dearest model: what `dial.reference_cost_usd` of router.json is."""
+    """The mean cost of the dearest model: the scale that `dial.balanced_reference` starts from."""
     return max(float(np.nanmean(cost_usd, axis=0).max()), 1e-12)
 
 

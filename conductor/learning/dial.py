@@ -1,7 +1,7 @@
-"""A dial that means something: which tradeoff gives "95 % of the best model's quality" or "0.40 USD per thousand".
+"""A dial that means something: what each tradeoff gives, solved on validation prompts and held against others.
 
 Enters: judged validation prompts (out-of-fold predictions). Leaves: the table that router.json keeps under
-`fitted.dial`, and from it the tradeoff for a target, with the interval in which it should hold. Knows no head.
+`fitted.dial`, from which `engine.targets` takes the tradeoff for a target, and how a target fared. Knows no head.
 
 The table is solved on validation prompts only. Its intervals are those of the mean over all prompts of that kind (95 %,
 bootstrap); what a particular thousand requests will show varies by their own number as well.
@@ -9,61 +9,27 @@ bootstrap); what a particular thousand requests will show varies by their own nu
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from onebeat.conductor.learning.curves import Choices, Doubles, Judged, choose, dial_positions, reference_cost
-from onebeat.engine.errors import ConstraintError, InputError
+from onebeat.engine.targets import Setting, Target, setting
 
 POSITIONS = 81
+REFINED_POSITIONS = 161
+"""With those put where the dial jumps: a target between two distant positions would buy far less than it allows."""
+SMALLEST_STEP = 0.005
+"""Of the whole range of mean cost: steps below it are not divided."""
 BOOTSTRAPS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is asked of the dial: one of the two."""
-
-    share_of_best: float | None = None
-    """Of the best single model's mean quality."""
-    usd_per_thousand: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A dial position and what it is expected to give."""
-
-    tradeoff: float
-    share_of_best: float
-    share_interval: tuple[float, float]
-    usd_per_thousand: float
-    usd_interval: tuple[float, float]
-
-
-def parse_target(text: str) -> Target:
-    """`95%` or `0.95` is a share of the best model's quality; `0.40 usd` or `$0.40` dollars per thousand requests.
-
-    Raises `InputError` for anything else.
-    """
-    cleaned = text.strip().lower()
-    number = re.search(r"\d+(?:\.\d+)?", cleaned)
-    if number is not None:
-        value = float(number[0])
-        if "usd" in cleaned or "$" in cleaned or "dollar" in cleaned:
-            return Target(usd_per_thousand=value)
-        share = value / 100 if "%" in cleaned else value
-        if 0 < share <= 1.2:
-            return Target(share_of_best=share)
-    raise InputError(f"target is {text!r}; write a share of the best model's quality (95%) or dollars (0.40 usd).")
 
 
 def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[str, object]:
     """The table for `fitted.dial`: what each position gives on these prompts, beside the best single model."""
     best = int(np.argmax(judged.score.mean(0)))
-    positions = dial_positions(POSITIONS)
+    positions = _positions(judged, reference_cost_usd)
     rows = np.arange(len(judged.score))
     scores, dollars = [], []
     for tradeoff in positions:
@@ -77,7 +43,7 @@ def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[s
     cost_ends = _ends(np.stack([1e3 * cost[:, s].mean(1) for s in samples]))
     points = [
         {
-            "tradeoff": float(f"{tradeoff:.6g}"),
+            "tradeoff": float(tradeoff),
             "quality": _round(quality[index].mean()),
             "share_of_best": _round(quality[index].mean() / max(best_score.mean(), 1e-9)),
             "share_interval": [_round(end) for end in share_ends[:, index]],
@@ -95,6 +61,36 @@ def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[s
     }
 
 
+def _positions(judged: Judged, reference_cost_usd: float) -> list[float]:
+    """Dial positions as router.json keeps them, spread evenly, then the largest steps in cost halved."""
+    rows = np.arange(len(judged.score))
+
+    def spent(tradeoff: float) -> float:
+        chosen = choose(judged.quality, judged.predicted_cost_usd, tradeoff, reference_cost_usd)
+        return float(judged.cost_usd[rows, chosen].mean())
+
+    positions = [float(f"{tradeoff:.6g}") for tradeoff in dial_positions(POSITIONS)]
+    costs = [spent(tradeoff) for tradeoff in positions]
+    smallest = SMALLEST_STEP * (max(costs) - min(costs))
+    settled: set[float] = set()
+    while len(positions) < REFINED_POSITIONS:
+        steps = {abs(costs[i + 1] - costs[i]): i for i in range(1, len(positions) - 2) if positions[i] not in settled}
+        largest = max(steps, default=0.0)
+        if largest <= smallest:
+            break
+        at = steps[largest]
+        low, high = positions[at], positions[at + 1]
+        # Halved where a dollar's weight, (1 - t) / t, is in the middle of its logarithm.
+        weight = ((1.0 - low) / low * (1.0 - high) / high) ** 0.5
+        between = float(f"{1.0 / (1.0 + weight):.6g}")
+        if not low < between < high:
+            settled.add(low)
+            continue
+        positions.insert(at + 1, between)
+        costs.insert(at + 1, spent(between))
+    return positions
+
+
 def balanced_reference(judged: Judged, share_of_best: float = 0.95) -> float:
     """The reference cost that puts `share_of_best` of the best single model's quality at tradeoff 0.5.
 
@@ -109,34 +105,6 @@ def balanced_reference(judged: Judged, share_of_best: float = 0.95) -> float:
         if judged.score[rows, chosen].mean() >= share_of_best * best:
             return dearest * float(tradeoff / (1.0 - tradeoff)) if place else dearest
     return dearest
-
-
-def setting(dial: Mapping[str, Any], target: Target) -> Setting:
-    """The cheapest position that meets a share, or the best one within the dollars.
-
-    Raises `ConstraintError` where no position does, with the nearest that comes close.
-    """
-    points: Sequence[Mapping[str, Any]] = dial.get("points") or ()
-    if not points:
-        raise InputError("this router.json holds no solved dial; fit it with `onebeat train` on outcomes with costs.")
-    if target.share_of_best is not None:
-        fitting = [point for point in points if point["share_of_best"] >= target.share_of_best]
-        if not fitting:
-            most = max(points, key=lambda point: point["share_of_best"])
-            raise ConstraintError(
-                f"{100 * target.share_of_best:g} % of {dial['best_model']}'s quality is out of reach: the most is "
-                f"{100 * most['share_of_best']:.1f} % at tradeoff {most['tradeoff']:g}; ask for less."
-            )
-        return _setting(min(fitting, key=lambda point: point["usd_per_thousand"]))
-    budget = target.usd_per_thousand or 0.0
-    fitting = [point for point in points if point["usd_per_thousand"] <= budget]
-    if not fitting:
-        least = min(points, key=lambda point: point["usd_per_thousand"])
-        raise ConstraintError(
-            f"{budget:g} USD per thousand is out of reach: the least is {least['usd_per_thousand']:.4g} at tradeoff "
-            f"{least['tradeoff']:g}; allow more."
-        )
-    return _setting(max(fitting, key=lambda point: (point["quality"], -point["usd_per_thousand"])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +165,6 @@ def _ends(values: Doubles) -> Doubles:
 
 def _pair(values: Doubles) -> tuple[float, float]:
     return float(values[0]), float(values[1])
-
-
-def _setting(point: Mapping[str, Any]) -> Setting:
-    low, high = point["share_interval"]
-    least, most = point["usd_interval"]
-    return Setting(point["tradeoff"], point["share_of_best"], (low, high), point["usd_per_thousand"], (least, most))
 
 
 def _round(value: float) -> float:

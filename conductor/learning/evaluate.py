@@ -34,6 +34,7 @@ from onebeat.conductor.learning.train import judged_of
 from onebeat.engine.errors import ConstraintError, InputError
 from onebeat.engine.head import Head
 from onebeat.engine.loading import Precision
+from onebeat.engine.targets import parse_target
 
 TARGETS = ("90%", "95%", "98%")
 
@@ -234,7 +235,7 @@ def _targets(
     rows: list[dict[str, Any]] = []
     for text in question.targets if held else ():
         try:
-            check = dial.check(held, dial.parse_target(text), judged, reference, seed=question.seed)
+            check = dial.check(held, parse_target(text), judged, reference, seed=question.seed)
         except ConstraintError as error:
             rows.append({"target": text, "unreachable": str(error)})
             continue

@@ -17,9 +17,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from onebeat.engine.errors import OnebeatError
+
+if TYPE_CHECKING:
+    from onebeat.engine.router_config import RouterConfig
 
 Level = Literal["ok", "note", "problem"]
 GEMM_ROWS, GEMM_COLUMNS, GEMM_DEPTH = 512, 2048, 2048
@@ -45,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the findings; 0 when nothing is wrong, 1 when there is a problem."""
     config = args.config if args.config is not None else Path("fleet.toml")
-    columns, of_router = check_router(args.router)
+    router, of_router = check_router(args.router)
     findings = [*check_packages(), *check_machine(), *of_router]
     if args.config is not None or config.exists():
-        findings += check_config(config, columns)
+        findings += check_config(config, router)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -122,8 +125,8 @@ def int8_tops(seconds: float = 0.25) -> float:
     return 2 * GEMM_ROWS * GEMM_COLUMNS * GEMM_DEPTH / best_s / 1e12
 
 
-def check_router(source: str) -> tuple[tuple[str, ...] | None, list[Finding]]:
-    """Loads the router and scores one prompt. Returns its columns' names (None when it cannot be used) and findings."""
+def check_router(source: str) -> tuple[RouterConfig | None, list[Finding]]:
+    """Loads the router and scores one prompt. Returns its description (None when it cannot be used) and findings."""
     from onebeat.engine.router import Router
 
     try:
@@ -144,12 +147,15 @@ def check_router(source: str) -> tuple[tuple[str, ...] | None, list[Finding]]:
         findings.append(
             Finding("router", "note", f"{', '.join(silent)}: the router does not say on what it was fitted")
         )
-    return tuple(column.name for column in router.columns), findings
+    return router.config, findings
 
 
-def check_config(path: Path, columns: tuple[str, ...] | None) -> Iterator[Finding]:
-    """fleet.toml: every mistake, keys that are not set, models near their shutdown, models that nothing scores."""
+def check_config(path: Path, router: RouterConfig | None) -> Iterator[Finding]:
+    """fleet.toml: every mistake, keys that are not set, models near their shutdown, models that nothing scores, and
+    whether its target can be promised."""
     from onebeat.conductor.fleet_file import load_fleet, missing_variables, retirements, unscored
+    from onebeat.conductor.routes import RouteTable
+    from onebeat.conductor.targets import promise, setting_of
 
     try:
         fleet = load_fleet(path)
@@ -162,8 +168,17 @@ def check_config(path: Path, columns: tuple[str, ...] | None) -> Iterator[Findin
         yield Finding("config", "problem", f"{provider} needs ${variable}, which is not set", f"export {variable}=...")
     for warning in retirements(fleet, datetime.date.today()):
         yield Finding("config", "note", warning)
-    for warning in unscored(fleet, columns) if columns is not None else ():
+    if router is None:
+        return
+    for warning in unscored(fleet, [column.name for column in router.columns]):
         yield Finding("config", "note", warning)
+    try:
+        found = setting_of(fleet, RouteTable(fleet, {}, datetime.date.today()), router)
+    except OnebeatError as error:
+        yield Finding("config", "problem", str(error))
+        return
+    if found is not None:
+        yield Finding("config", "ok", promise(fleet, found))
 
 
 def _processor_flags() -> set[str]:

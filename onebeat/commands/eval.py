@@ -28,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the judgement."""
     from onebeat.conductor.learning import report_html, report_text
-    from onebeat.conductor.learning.dial import parse_target
     from onebeat.conductor.learning.evaluate import TARGETS, Question, evaluate
     from onebeat.conductor.learning.preflight import LARGEST_SEED, check_cache, check_output_file
     from onebeat.engine.arguments import whole
     from onebeat.engine.default_router import CACHE_FOLDER
     from onebeat.engine.hub import router_folder
+    from onebeat.engine.targets import parse_target
 
     # What is wrong with an argument is said before the minutes that reading prompts takes.
     whole("--bootstraps", args.bootstraps, least=0, largest=MOST_BOOTSTRAPS)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onebeat.engine.decision import Decision
     from onebeat.engine.records import Prompt
     from onebeat.engine.router import Router
+    from onebeat.engine.targets import Setting
 
 LARGEST_INPUT_BYTES = 64 * 1024 * 1024
 """Of one prompt, or of one JSON line."""
@@ -37,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='many prompts, one JSON value per line: a text, a list of messages, {"prompt": ...} or {"messages": ...}',
     )
     parser.add_argument("--json", action="store_true", help="print each decision as one line of JSON")
-    parser.add_argument("--tradeoff", type=float, default=0.5, help="0 cheapest that is not hopeless ... 1 best (0.5)")
+    parser.add_argument("--tradeoff", type=float, help="0 cheapest that is not hopeless ... 1 best (0.5)")
+    parser.add_argument(
+        "--target",
+        help='instead of --tradeoff: "95%%" of the best model\'s quality, or "0.40 usd" per thousand requests',
+    )
     parser.add_argument("--min-quality", type=float, help="only models predicted to reach this quality, 0 to 1")
     parser.add_argument("--max-cost-usd", type=float, help="only models predicted to cost at most this, in dollars")
     parser.add_argument("--model", action="append", metavar="NAME", help="choose among these only (repeat the flag)")
@@ -49,14 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints one decision per prompt to standard output. Returns 2 when a line of `--jsonl` could not be decided."""
     from onebeat.engine.arguments import check_dial
+    from onebeat.engine.targets import MIDDLE, check_target
 
     # What is wrong with the arguments is said before the seconds that loading takes.
-    check_dial(args.tradeoff, args.min_quality, args.max_cost_usd)
+    if args.target is not None:
+        check_target(args.tradeoff, args.target, args.model)
+    check_dial(MIDDLE if args.tradeoff is None else args.tradeoff, args.min_quality, args.max_cost_usd)
     with _open(args) as source:
         if args.jsonl:
             return _route_lines(args, source)
         prompt = _one_prompt(args, source)
-    _print(_load(args).route(prompt, **_dials(args)), None, args)
+    router, setting = _load(args)
+    _print(router.route(prompt, **_dials(args, setting)), None, args, setting)
     return 0
 
 
@@ -64,28 +73,32 @@ def _route_lines(args: argparse.Namespace, source: BinaryIO | None) -> int:
     if source is None:
         raise InputError("--jsonl reads lines from --file or standard input; leave out the prompt argument.")
     lines = _lines(source)
-    batch, router, failed = list(islice(lines, BATCH_PROMPTS)), None, False
+    batch, failed = list(islice(lines, BATCH_PROMPTS)), False
     if not batch:
         raise InputError(f"{_place(args)} holds no lines; give one JSON value per line.")
+    router, setting = _load(args)
     while batch:
-        router = router or _load(args)
-        for number, decision in _decide(router, batch, args):
-            _print(decision, number, args)
+        for number, decision in _decide(router, batch, _dials(args, setting)):
+            _print(decision, number, args, setting)
             failed = failed or isinstance(decision, OnebeatError)
         sys.stdout.flush()
         batch = list(islice(lines, BATCH_PROMPTS))
     return 2 if failed else 0
 
 
-def _load(args: argparse.Namespace) -> Router:
+def _load(args: argparse.Namespace) -> tuple[Router, Setting | None]:
+    """The router, and where it sets its dial for `--target`."""
     from onebeat.engine.router import Router
 
-    return Router.from_pretrained(args.router, precision=args.precision, device=args.device)
+    router = Router.from_pretrained(args.router, precision=args.precision, device=args.device)
+    return router, None if args.target is None else router.setting_for(args.target)
 
 
-def _dials(args: argparse.Namespace) -> dict[str, Any]:
+def _dials(args: argparse.Namespace, setting: Setting | None) -> dict[str, Any]:
+    from onebeat.engine.targets import MIDDLE
+
     return {
-        "tradeoff": args.tradeoff,
+        "tradeoff": setting.tradeoff if setting else MIDDLE if args.tradeoff is None else args.tradeoff,
         "min_quality": args.min_quality,
         "max_cost_usd": args.max_cost_usd,
         "models": args.model,
@@ -93,7 +106,7 @@ def _dials(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _decide(
-    router: Router, batch: list[tuple[int, bytes]], args: argparse.Namespace
+    router: Router, batch: list[tuple[int, bytes]], dials: dict[str, Any]
 ) -> Iterator[tuple[int, Decision | OnebeatError]]:
     """Decides lines together; a line that cannot be decided yields its error and holds up no other."""
     prompts: dict[int, Prompt] = {}
@@ -112,7 +125,7 @@ def _decide(
             yield number, errors[number]
             continue
         try:
-            yield number, router.decide(scores, rows[number], **_dials(args))
+            yield number, router.decide(scores, rows[number], **dials)
         except OnebeatError as error:
             yield number, error
 
@@ -189,7 +202,9 @@ def _text(found: bytes, place: str) -> str:
         ) from None
 
 
-def _print(decision: Decision | OnebeatError, number: int | None, args: argparse.Namespace) -> None:
+def _print(
+    decision: Decision | OnebeatError, number: int | None, args: argparse.Namespace, setting: Setting | None
+) -> None:
     if isinstance(decision, OnebeatError):
         if args.json:
             print(json.dumps({"line": number, "error": str(decision)}))
@@ -198,11 +213,15 @@ def _print(decision: Decision | OnebeatError, number: int | None, args: argparse
         return
     if args.json:
         line = {} if number is None else {"line": number}
-        print(json.dumps(line | msgspec.to_builtins(decision)))
+        expected = {} if setting is None else {"target": {"asked": args.target} | msgspec.to_builtins(setting)}
+        print(json.dumps(line | msgspec.to_builtins(decision) | expected))
         return
     if number is not None:
         print(f"line {number}: ", end="")
     print(decision.reason)
+    if setting is not None:
+        bound = args.min_quality is not None or args.max_cost_usd is not None
+        print(f"Target {args.target}: {setting.sentence()}{'; constraints change that' if bound else ''}.")
     width = max(5, *(len(candidate.model) for candidate in decision.scores))
     print(f"\n  {'model':{width}}  quality  tokens    cost USD  utility")
     for candidate in decision.scores:

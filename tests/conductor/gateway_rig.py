@@ -17,6 +17,7 @@ from onebeat.conductor.fleet_file import parse_fleet
 from onebeat.conductor.scoring import LiveRouter
 from onebeat.conductor.serving import RunningGateway, running
 from onebeat.engine.records import Column
+from onebeat.engine.router_config import HeadConfig, RouterConfig, Tap
 from tools.simulated_providers import SimulatedProviders
 
 CLOCKS = """
@@ -152,6 +153,7 @@ async def rig(
     models: str = "",
     live: LiveRouter | None = None,
     columns: tuple[Column, ...] = (),
+    router: RouterConfig | None = None,
     change: tuple[tuple[str, str], ...] = (),
     key: str = "sk-simulated-0123456789",
 ) -> AsyncIterator[Rig]:
@@ -163,8 +165,10 @@ async def rig(
             text = text.replace(old, new)
         fleet: Fleet = parse_fleet(text)
         environ = {"SIM_KEY": key}
+        if columns:
+            router = RouterConfig("made up", (Tap(1, "mean"),), columns, HeadConfig("linear"))
         async with (
-            running(fleet, environ, live=live, columns=columns, port=0) as gateway,
+            running(fleet, environ, live=live, router=router, port=0) as gateway,
             aiohttp.ClientSession() as session,
         ):
             yield Rig(sim, gateway, session, ledger)

@@ -89,6 +89,8 @@ def test_every_error_is_reported_with_line_and_nearest_name() -> None:
         ("\nprior_quality = 1.5", "prior_quality is 1.5"),
         ("\nmax_output_tokens = 0", "must be above zero"),
         ("\n[policy]\ntradeoff = 1.5", "policy.tradeoff is 1.5; it is a share"),
+        ('\n[policy]\ntarget = "soon"', "policy.target is 'soon'; write a share of the best model's quality"),
+        ('\n[policy]\ntradeoff = 0.5\ntarget = "95%"', "policy.target is '95%' and policy.tradeoff is given as well"),
         ("\n[resilience]\nconnect_ms = -1", "connect_ms is -1.0; it must be above zero"),
         ("\n[resilience]\nconnect_ms = inf", "connect_ms is inf"),
         ("\n[resilience]\nretry_share = nan", "retry_share is nan"),

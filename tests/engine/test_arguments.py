@@ -41,7 +41,6 @@ DIALS: list[tuple[dict[str, Any], str]] = [
     ({"tradeoff": NAN}, "tradeoff is nan; it runs from 0"),
     ({"tradeoff": True}, "tradeoff is True; it runs from 0"),
     ({"tradeoff": "0.5"}, 'tradeoff is "0.5"; it runs from 0'),
-    ({"tradeoff": None}, "tradeoff is null; it runs from 0"),
     ({"tradeoff": -0.1}, "tradeoff is -0.1; it runs from 0"),
     ({"tradeoff": 10**5000}, "tradeoff is a whole number of thousands of digits; it runs from 0"),
     ({"min_quality": NAN}, "min_quality is nan; predicted quality runs from 0 to 1"),

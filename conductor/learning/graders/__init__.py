@@ -7,6 +7,8 @@ schema       JSON that a JSON Schema accepts                       graders.schem
 code         a program that must pass tests, in a sandbox          graders.code
 preferences  pairwise preferences to scores (Bradley-Terry)        graders.preferences
 judge        a model's opinion, asked for through a provider       graders.judge
+
+`graders.rows` takes rows of raw answers, each to its grader: what `onebeat grade` runs.
 """
 
 from onebeat.conductor.learning.graders.grade import CANNOT_GRADE, Grade, cannot_grade, right, wrong

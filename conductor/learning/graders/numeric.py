@@ -34,6 +34,8 @@ UNITS: dict[str, tuple[str, Fraction]] = {
     }.items()
     for name, factor in names.items()
 }
+MAX_DIGITS = 300
+"""Of a number and its power of ten together: beyond them it is no answer, and no float either."""
 _NUMBER = r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:\s*(?:e|E|[x×]\s*10\s*\^)\s*\{?[-+−]?\d+\}?)?"
 _VALUE = re.compile(rf"(?P<whole>{_NUMBER})(?:\s*/\s*(?P<below>\d[\d,]*(?:\.\d+)?))?")
 _UNIT = re.compile(r"^\s*(%|°|¢|\$|[A-Za-z]+)")
@@ -165,7 +167,9 @@ def _quantity(match: re.Match[str], text: str) -> Quantity | None:
     if not re.search(r"\d", whole):
         return None
     mantissa, _, power = re.sub(r"[eE]|[x×]10\^", "e", whole).replace("{", "").replace("}", "").partition("e")
-    if not re.search(r"\d", mantissa) or (power and abs(int(power)) > 300):
+    if not re.search(r"\d", mantissa) or len(mantissa) + len(match["below"] or "") > MAX_DIGITS:
+        return None
+    if power and (len(power) > 4 or abs(int(power)) + len(mantissa) > MAX_DIGITS):
         return None
     value = Fraction(mantissa) * Fraction(10) ** int(power or 0)
     digits = len(mantissa.partition(".")[2]) if "." in mantissa else None

@@ -43,6 +43,9 @@ def grade_schema(answer: str, schema: Mapping[str, Any]) -> Grade:
         problem = first_problem(value, schema)
     except _UnknownKeyword as error:
         return cannot_grade(str(error))
+    except (TypeError, ValueError, AttributeError, ArithmeticError, re.error) as error:
+        # A keyword whose value is of the wrong kind: {"required": 3}, {"pattern": "("}, {"multipleOf": 0}.
+        return cannot_grade(f"the schema itself is wrong ({str(error)[:120]})")
     return right("valid") if problem is None else wrong(problem)
 
 
