@@ -86,8 +86,8 @@ def simulate(day: list[tuple[float, int]], order: Order, speed: Speed) -> tuple[
             offered += 1
         plan = scheduler.plan(now_ms)
         elapsed_ms = speed.of([(chunk.start, chunk.stop) for chunk in plan.chunks])
-        scheduler.observe(plan, elapsed_ms)
         now_ms += elapsed_ms
+        scheduler.observe(plan, elapsed_ms, now_ms)
         busy_ms += elapsed_ms
         for chunk in plan.chunks:
             if chunk.is_last:

@@ -16,6 +16,19 @@ MARKS = range(0xE000, 0xF900)
 """Private-use characters: two that the prompt does not contain become the marks."""
 
 
+PART_CHARACTERS = 2**18
+"""Of a huge text looked at in one go: a search holds the interpreter's lock, and an event loop waits for that."""
+
+
+def parts_of(text: str, overlap: int = 0) -> Iterator[str]:
+    """`text` in parts, each `overlap` characters into the next."""
+    if len(text) <= PART_CHARACTERS:
+        yield text
+        return
+    for start in range(0, len(text), PART_CHARACTERS):
+        yield text[start : start + PART_CHARACTERS + overlap]
+
+
 @dataclass(frozen=True, slots=True)
 class Hidden:
     """Texts in which the n-th spelling of a control token stands as `begin`, n, `end`."""
@@ -51,7 +64,8 @@ class ControlTokens:
 
     def hide(self, texts: Sequence[str]) -> Hidden:
         """The texts with every spelling hidden. Raises `InputError` when no private-use characters are left."""
-        if not any(token in text for text in texts for token in self._tokens):
+        overlap = max(map(len, self._tokens), default=1) - 1
+        if not any(token in part for text in texts for part in parts_of(text, overlap) for token in self._tokens):
             return Hidden(texts)
         used = {character for text in texts for character in set(text)}
         free = [chr(code) for code in MARKS if chr(code) not in used][:2]

@@ -12,24 +12,32 @@ and warmed up again, and is forgiven once.
 from __future__ import annotations
 
 import logging
-import queue
+import math
+import os
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from concurrent.futures import Future
 
 import numpy as np
 
-from onebeat.engine.arguments import check_deadline, flag
-from onebeat.engine.errors import DeadlineError, InputError, StoppedError
+from onebeat.engine.arguments import check_deadline, flag, number, whole
+from onebeat.engine.deadlines import DeadlineWatch
+from onebeat.engine.errors import ConfigError, DeadlineError, InputError, StoppedError
+from onebeat.engine.options import LONGEST_GRACE_S, MOST_PROMPTS, MOST_TOKENIZERS
 from onebeat.engine.parts import EngineParts, Report
 from onebeat.engine.prefix_cache import block_keys
 from onebeat.engine.records import Prompt, Scores
 from onebeat.engine.snapshot import EngineSnapshot, Meter
 from onebeat.engine.tickets import Ending, Ticket, TicketBook, stopped
+from onebeat.engine.tray import Tray
 from onebeat.engine.worker import Worker
 
 log = logging.getLogger(__name__)
+
+LARGE_CHARACTERS = 100_000
+"""A prompt of more may not take the last tokenizer thread."""
 
 
 class Engine:
@@ -38,27 +46,37 @@ class Engine:
     def __init__(
         self, parts: EngineParts, *, queue_prompts: int = 512, tokenizer_threads: int = 2, report: Report | None = None
     ) -> None:
+        """Raises `ConfigError` for a queue or a pool of no places."""
         self._parts = parts
-        self._queue_prompts = queue_prompts
+        self._queue_prompts = whole("queue_prompts", queue_prompts, least=1, largest=MOST_PROMPTS, error=ConfigError)
+        whole("tokenizer_threads", tokenizer_threads, least=1, largest=MOST_TOKENIZERS, error=ConfigError)
         self._report = report or (lambda done, total, what: None)
         self._meter = Meter()
         self._book = TicketBook(queue_prompts, self._meter)
-        self._to_prepare: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._to_prepare: Tray[Ticket] = Tray()
         self._worker = Worker(parts, self._book, self._meter, now_ms)
+        self._deadlines = DeadlineWatch(self._expire, now_ms)
+        self._process = os.getpid()
         self._settled = threading.Event()
         """Set once the first warm-up has ended, well or not."""
-        self._ready = self._healthy = False
+        self._ready = self._healthy = self._stopping = False
         self._failure: BaseException | None = None
         self._threads = [
-            threading.Thread(target=self._prepare_forever, name=f"onebeat-tokenizer-{index}", daemon=True)
+            threading.Thread(
+                target=self._prepare_forever,
+                # One of several is kept for prompts of a usual size: huge ones take seconds.
+                args=(LARGE_CHARACTERS if index == 0 and tokenizer_threads > 1 else math.inf,),
+                name=f"onebeat-tokenizer-{index}",
+                daemon=True,
+            )
             for index in range(tokenizer_threads)
         ]
         self._thread = threading.Thread(target=self._work_forever, name="onebeat-model", daemon=True)
 
     @property
     def ready(self) -> bool:
-        """Warmed up and answering."""
-        return self._ready
+        """Warmed up and answering; False from the moment it is told to stop, and in a process that forked off."""
+        return self._ready and not self._stopping and os.getpid() == self._process
 
     @property
     def healthy(self) -> bool:
@@ -66,7 +84,12 @@ class Engine:
         return self._healthy
 
     def start(self) -> None:
-        """Starts the threads; prompts may be submitted at once and wait for the warm-up."""
+        """Starts the threads; prompts may be submitted at once and wait for the warm-up.
+
+        Raises `StoppedError` when it was started before.
+        """
+        if self._thread.ident is not None or self._stopping:
+            raise StoppedError("the engine was started before; make another one.")
         for thread in (*self._threads, self._thread):
             thread.start()
 
@@ -81,47 +104,49 @@ class Engine:
         """A future of the prompt's scores (n = 1). `deadline_ms` counts from now; cancelling it drops the prompt.
 
         Raises at once: `OverloadedError`, `StoppedError`, `DeadlineError` for a deadline that is not ahead and
-        `InputError` for one that is no number. The future raises `DeadlineError`, `InputError` and `StoppedError`.
+        `InputError` for one that is no number. The future raises `DeadlineError` no later than the deadline,
+        `InputError` and `StoppedError`.
         """
-        return self.accept(prompt, deadline_ms=deadline_ms, features=features).future
-
-    def accept(self, prompt: Prompt, *, deadline_ms: float | None = None, features: bool = False) -> Ticket:
-        """As `submit`; the ticket can be expired."""
+        if os.getpid() != self._process:
+            raise StoppedError("the engine's threads stayed behind in a fork; make another engine in this process.")
         allowed_ms, now = check_deadline(deadline_ms), now_ms()
         due_ms = None if allowed_ms is None else now + allowed_ms
         ticket = self._book.accept(prompt, now, due_ms, flag("features", features))
         ticket.future.add_done_callback(lambda future: self._drop_if_cancelled(ticket, future))
-        self._to_prepare.put(ticket)
-        return ticket
-
-    def expire(self, ticket: Ticket) -> None:
-        """Tells the ticket's caller that its deadline has passed, unless it has its answer."""
-        waited_ms = now_ms() - ticket.accepted_ms
-        error = DeadlineError(f"the deadline passed after {waited_ms:.0f} ms; allow more time or send less at once.")
-        if self._book.end(ticket, Ending.DEADLINE, error):
-            self._worker.tell_gone(ticket.prompt_id)
+        self._to_prepare.put(ticket.prompt_id, ticket, size_of(prompt))
+        if due_ms is not None:
+            self._deadlines.add(due_ms)
+        return ticket.future
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Takes no more, lets the accepted finish for `grace_s`, then fails the rest. Nobody is left waiting."""
+        """Takes no more, lets the accepted finish for `grace_s`, then fails the rest. Nobody is left waiting.
+
+        Raises `ConfigError` for a grace that is not of 0 to 86,400 s; nothing has stopped then.
+        """
+        meaning = f"it must be a number of 0 to {LONGEST_GRACE_S:g} seconds"
+        grace_s = number("grace_s", grace_s, meaning, least=0.0, largest=LONGEST_GRACE_S, error=ConfigError)
+        self._stopping = True
         self._book.close(StoppedError("the engine is stopping and takes no more prompts."))
         self._worker.finish()
-        if self._thread.ident is not None:
-            self._thread.join(grace_s)
-        self._ready = False
+        self._join(grace_s)
         self._worker.halt()
         self._book.end_all(f"the engine stopped before this prompt was computed, after a grace of {grace_s:g} s.", None)
-        for _ in self._threads:
-            self._to_prepare.put(None)
-        if self._thread.ident is not None:
-            # A step cannot be interrupted; the thread is a daemon and ends with it.
-            self._thread.join(1.0)
+        self._to_prepare.close()
+        self._deadlines.close()
+        # A step cannot be interrupted; the thread is a daemon and ends with it.
+        self._join(1.0)
         self._settled.set()
+
+    def _join(self, timeout_s: float) -> None:
+        # A future's callback may stop the engine: it runs in one of the engine's own threads.
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
 
     def snapshot(self) -> EngineSnapshot:
         """What the engine has done and is doing."""
         meter, worker = self._meter, self._worker
         return EngineSnapshot(
-            ready=self._ready,
+            ready=self.ready,
             healthy=self._healthy,
             restarts=meter.restarts,
             waiting_prompts=len(self._book),
@@ -137,7 +162,7 @@ class Engine:
             steps=meter.steps,
             computed_tokens=meter.computed_tokens,
             cached_tokens=meter.cached_tokens,
-            evicted_blocks=worker.cache.evicted_blocks,
+            evicted_blocks=worker.evicted_blocks,
             cache_blocks_in_use=worker.cache.pinned_blocks,
             cache_blocks_kept=worker.cache.idle_blocks,
             ms_per_token=worker.scheduler.ms_per_token,
@@ -150,10 +175,27 @@ class Engine:
 
     def _drop_if_cancelled(self, ticket: Ticket, future: Future[Scores]) -> None:
         if future.cancelled() and self._book.end(ticket, Ending.CANCELLED):
-            self._worker.tell_gone(ticket.prompt_id)
+            self._forget(ticket)
 
-    def _prepare_forever(self) -> None:
-        while (ticket := self._to_prepare.get()) is not None:
+    def _expire(self) -> float | None:
+        """Tells everybody who is late; returns the next deadline."""
+        now = now_ms()
+        late, next_ms = self._book.late(now)
+        for ticket in late:
+            waited_ms = now - ticket.accepted_ms
+            error = DeadlineError(
+                f"the deadline passed after {waited_ms:.0f} ms; allow more time or send less at once."
+            )
+            if self._book.end(ticket, Ending.DEADLINE, error):
+                self._forget(ticket)
+        return next_ms
+
+    def _forget(self, ticket: Ticket) -> None:
+        self._to_prepare.discard(ticket.prompt_id)
+        self._worker.tell_gone(ticket.prompt_id)
+
+    def _prepare_forever(self, largest: float) -> None:
+        while (ticket := self._to_prepare.take(largest)) is not None:
             if ticket.prompt_id not in self._book:
                 continue
             try:
@@ -188,7 +230,7 @@ class Engine:
                 self._failure = cause
                 # Callers keep the cause; its frames must not keep the broken model's memory.
                 traceback.clear_frames(cause.__traceback__)
-                may_restart = not self._meter.restarts and isinstance(cause, Exception)
+                may_restart = not self._meter.restarts and isinstance(cause, Exception) and not self._stopping
                 if not may_restart:
                     self._book.close(stopped("the engine crashed and is not restarted; the cause is chained.", cause))
                 self._book.end_all(
@@ -202,6 +244,14 @@ class Engine:
     def _mark_ready(self) -> None:
         self._ready = self._healthy = True
         self._settled.set()
+
+
+def size_of(prompt: Prompt) -> int:
+    """About how many characters a prompt has; 0 for what is no prompt, which preparing it will say."""
+    texts: list[object] = [prompt]
+    if isinstance(prompt, list):
+        texts = [message.get("content") for message in prompt if isinstance(message, Mapping)]
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _for_the_caller(error: BaseException) -> Exception:

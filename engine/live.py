@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Protocol
 
 from onebeat.engine import openmp
-from onebeat.engine.arguments import check_deadline, check_dial, check_models
+from onebeat.engine.arguments import check_dial, check_models
 from onebeat.engine.decision import Decision
 from onebeat.engine.engine import Engine
-from onebeat.engine.errors import ConfigError
+from onebeat.engine.errors import ConfigError, StoppedError
 from onebeat.engine.mailbox import Mailbox
 from onebeat.engine.options import EngineOptions
 from onebeat.engine.paged_cache import PagedCache
@@ -100,6 +100,8 @@ class LiveRouter:
             tokenizer_threads=self._options.tokenizer_threads,
             report=progress,
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The one that entered the context."""
 
     @property
     def ready(self) -> bool:
@@ -112,10 +114,12 @@ class LiveRouter:
         return self._engine.healthy
 
     async def __aenter__(self) -> LiveRouter:
-        self._mailbox: Mailbox[Scores] = Mailbox(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
         # The thread that loaded the router has computed; from here on the model's thread alone does.
         openmp.rest()
         self._engine.start()
+        self._loop = loop
+        self._mailbox: Mailbox[Scores] = Mailbox(loop)
         if self._options.wait_until_ready:
             try:
                 await asyncio.to_thread(self._engine.wait_until_ready)
@@ -138,18 +142,13 @@ class LiveRouter:
 
         Raises `OverloadedError` at once when the queue is full, `DeadlineError` no later than the deadline,
         `InputError` for a prompt that cannot be read, `StoppedError` when the engine stops or crashes. Cancelling
-        drops the prompt.
+        drops the prompt. `StoppedError`, too, before the context is entered and on another event loop than entered it.
         """
-        allowed_ms = check_deadline(deadline_ms)
-        ticket = self._engine.accept(prompt, deadline_ms=allowed_ms, features=features)
-        waiter = self._mailbox.expect(ticket.future)
-        if allowed_ms is None:
-            return await waiter
-        timer = asyncio.get_running_loop().call_later(allowed_ms / 1000.0, self._engine.expire, ticket)
-        try:
-            return await waiter
-        finally:
-            timer.cancel()
+        if self._loop is None:
+            raise StoppedError("the live router was not entered; write `async with router.serve() as live:`.")
+        if self._loop is not asyncio.get_running_loop():
+            raise StoppedError("the live router was entered on another event loop; call router.serve() on this one.")
+        return await self._mailbox.expect(self._engine.submit(prompt, deadline_ms=deadline_ms, features=features))
 
     async def route(
         self,

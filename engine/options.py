@@ -15,10 +15,12 @@ from onebeat.engine.plan import Order, SchedulerLimits
 from onebeat.engine.strict_json import nearest, shown
 
 MEBIBYTE = 2**20
+MOST_PROMPTS, MOST_TOKENIZERS = 10**7, 256
+LONGEST_GRACE_S = 86_400.0
 WHOLE = {
-    "queue_prompts": 10**7,
+    "queue_prompts": MOST_PROMPTS,
     "working_prompts": 4096,
-    "tokenizer_threads": 256,
+    "tokenizer_threads": MOST_TOKENIZERS,
     "step_tokens": 2**17,
     "light_step_tokens": 2**17,
     "step_sequences": 4096,
@@ -26,7 +28,7 @@ WHOLE = {
 """The largest value of each whole number; the least is 1. More would be a slip of the pen, paid for in memory."""
 CHOSEN_BY_DEVICE = ("step_tokens", "light_step_tokens", "step_sequences")
 """May be None."""
-NUMBERS = {"prefix_cache_mebibytes": 2.0**20, "credit_tokens_per_s": 1e9, "grace_s": 86_400.0}
+NUMBERS = {"prefix_cache_mebibytes": 2.0**20, "credit_tokens_per_s": 1e9, "grace_s": LONGEST_GRACE_S}
 """The largest value of each number; the least is 0."""
 
 
@@ -99,5 +101,11 @@ class EngineOptions:
         )
 
     def keep_blocks(self, block_bytes: int) -> int:
-        """Blocks that the prefix cache may keep."""
-        return int(self.prefix_cache_mebibytes * MEBIBYTE // block_bytes)
+        """Blocks that the prefix cache may keep. Raises `ConfigError` for a budget that holds none, but is not 0."""
+        blocks = int(self.prefix_cache_mebibytes * MEBIBYTE // block_bytes)
+        if not blocks and self.prefix_cache_mebibytes:
+            raise ConfigError(
+                f"prefix_cache_mebibytes is {self.prefix_cache_mebibytes:g} and one block takes "
+                f"{block_bytes / MEBIBYTE:.3g}; give at least that, or 0 for no prefix cache."
+            )
+        return blocks

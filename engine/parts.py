@@ -46,9 +46,11 @@ class Speed:
     """What warming up measured."""
 
     ms_per_token: float
-    """Of a chunk without context."""
+    """Of a chunk without context, beside the fixed part."""
     context_cost_tokens: float
     """At this many tokens of context a token takes twice as long as without any."""
+    step_ms: float = 0.0
+    """The fixed part of a step."""
 
 
 class Step(Protocol):

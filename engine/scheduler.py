@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onebeat.engine.errors import OverloadedError
+from onebeat.engine.pace import Pace
 from onebeat.engine.plan import Chunk, DropReason, Order, Plan, SchedulerLimits
 from onebeat.engine.prefix_cache import PrefixCache
 
@@ -64,13 +65,14 @@ class Door:
 class Scheduler:
     """Holds the waiting prompts. Not thread-safe: one thread offers, cancels and plans."""
 
-    def __init__(self, limits: SchedulerLimits, cache: PrefixCache, ms_per_token: float | None = None) -> None:
-        """`ms_per_token` is what is known of the speed so far; each step observed refines it."""
+    def __init__(self, limits: SchedulerLimits, cache: PrefixCache, pace: Pace | None = None) -> None:
+        """`pace` is what is known of the speed so far; each step observed refines it."""
         self._limits = limits
         self._cache = cache
         self._waiting: dict[int, _Waiting] = {}
         self._reserved_blocks = 0
-        self._ms_per_token = ms_per_token
+        self._pace = pace or Pace()
+        self._waiting_tokens = 0
         self._to_unpin: list[int] = []
         self._to_unreserve = 0
         self._plan_sequences = 0
@@ -80,13 +82,13 @@ class Scheduler:
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens not yet planned, cached ones included."""
-        return sum(prompt.tokens - prompt.done_tokens for prompt in self._waiting.values())
+        """Tokens not yet planned; those that the cache holds count until their prompt's turn. Any thread may read."""
+        return self._waiting_tokens
 
     @property
     def ms_per_token(self) -> float | None:
-        """Recent milliseconds per cost token; None before the first step was observed."""
-        return self._ms_per_token
+        """Recent milliseconds per cost token, beside a step's fixed part; None before anything is known."""
+        return self._pace.ms_per_token
 
     def offer(
         self,
@@ -103,6 +105,7 @@ class Scheduler:
         prompt = _Waiting(prompt_id, tokens, shared, arrival_ms, deadline_ms)
         prompt.remaining = self._remaining_cost(prompt)
         self._waiting[prompt_id] = prompt
+        self._waiting_tokens += tokens
 
     def cancel(self, prompt_id: int) -> bool:
         """Forgets a prompt whose caller is gone; False when it is not waiting any more."""
@@ -113,14 +116,9 @@ class Scheduler:
         self._release_blocks()
         return True
 
-    def observe(self, plan: Plan, elapsed_ms: float) -> None:
-        """Learns the speed from a step that took `elapsed_ms`."""
-        cost = sum(self._cost(chunk.start, chunk.stop) for chunk in plan.chunks)
-        if cost <= 0.0:
-            return
-        seen = elapsed_ms / cost
-        # A step is at most a few hundred tokens: a tenth each follows a change of load within a second.
-        self._ms_per_token = seen if self._ms_per_token is None else 0.9 * self._ms_per_token + 0.1 * seen
+    def observe(self, plan: Plan, elapsed_ms: float, now_ms: float) -> None:
+        """Learns the speed from a step that took `elapsed_ms` and ended at `now_ms`."""
+        self._pace.observe(sum(self._cost(chunk.start, chunk.stop) for chunk in plan.chunks), elapsed_ms, now_ms)
 
     def plan(self, now_ms: float) -> Plan:
         """The next step; empty of chunks when nothing waits."""
@@ -158,18 +156,22 @@ class Scheduler:
                 continue
             if prompt.deadline_ms <= now_ms:
                 dropped.append((prompt.prompt_id, DropReason.PAST))
-            elif now_ms + prompt.remaining * (self._ms_per_token or 0.0) > prompt.deadline_ms:
+            elif now_ms + self._least_ms(prompt, now_ms) > prompt.deadline_ms:
                 dropped.append((prompt.prompt_id, DropReason.DOOMED))
             else:
                 continue
             self._remove(prompt)
         return tuple(dropped)
 
+    def _least_ms(self, prompt: _Waiting, now_ms: float) -> float:
+        steps = -(-(prompt.tokens - prompt.done_tokens) // self._limits.step_tokens)
+        return self._pace.least_ms(steps, prompt.remaining, now_ms)
+
     def _in_order(self, now_ms: float) -> list[_Waiting]:
         if self._limits.order is Order.ARRIVAL:
             return sorted(self._waiting.values(), key=lambda p: (p.arrival_ms, p.prompt_id))
         credit_per_ms = self._limits.credit_tokens_per_s / 1000.0
-        tokens_per_ms = 1.0 / self._ms_per_token if self._ms_per_token else None
+        tokens_per_ms = 1.0 / self._pace.ms_per_token if self._pace.ms_per_token else None
 
         def place(prompt: _Waiting) -> tuple[float, int]:
             work = prompt.remaining
@@ -209,6 +211,7 @@ class Scheduler:
                 prompt.blocks.append(self._cache.take())
                 if stop // size <= len(prompt.keys) and stop % size == 0:
                     self._cache.publish(prompt.blocks[-1], prompt.keys[stop // size - 1])
+            self._waiting_tokens -= stop - start
             prompt.done_tokens = stop
             chunks.append(self._chunk(prompt, start, stop))
             budget -= stop - start
@@ -224,6 +227,7 @@ class Scheduler:
             if block is None:
                 return
             prompt.blocks.append(block)
+            self._waiting_tokens -= size
             prompt.done_tokens += size
             prompt.cached_tokens += size
 
@@ -245,6 +249,7 @@ class Scheduler:
 
     def _remove(self, prompt: _Waiting) -> None:
         del self._waiting[prompt.prompt_id]
+        self._waiting_tokens -= prompt.tokens - prompt.done_tokens
         self._to_unreserve += prompt.reserved_blocks
         # The tail first, so that among idle blocks the beginning of a chain outlives its tail.
         self._to_unpin.extend(reversed(prompt.blocks))

@@ -97,27 +97,37 @@ class Stepper:
         if self._graphs is not None:
             self._graphs.capture(report)
         chunks = self._most_chunks()
-        kinds = [("a whole prompt", 1), ("a chunk without context", 2), ("a chunk after a long context", chunks)]
+        size = min(self._chunk_tokens, self._runner.backbone.max_positions)
+        kinds = [
+            ("a prompt of one token", 1, 1),
+            ("a whole prompt", 1, size),
+            ("a chunk without context", 2, size),
+            ("a chunk after a long context", chunks, size),
+        ]
         took_ms = []
-        for done, (what, count) in enumerate(kinds):
+        for done, (what, count, tokens) in enumerate(kinds):
             report(done, len(kinds), what)
-            took_ms.append(self._time_chunk(count))
+            took_ms.append(self._time_chunk(count, tokens))
         report(len(kinds), len(kinds), "ready")
-        _, near_ms, far_ms = took_ms
+        one_ms, _, near_ms, far_ms = took_ms
         context_tokens = (chunks - 2) * self._chunk_tokens
         slowdown = max(far_ms / near_ms - 1.0, 1e-6) if context_tokens else 1e-6
-        return Speed(near_ms / self._chunk_tokens, max(context_tokens, 1) / slowdown)
+        if near_ms <= one_ms or size == 1:  # Too alike to tell a fixed part from the tokens'.
+            return Speed(near_ms / size, max(context_tokens, 1) / slowdown)
+        ms_per_token = (near_ms - one_ms) / (size - 1)
+        # Context slows the tokens down, not the fixed part.
+        slowdown *= near_ms / (ms_per_token * size)
+        return Speed(ms_per_token, max(context_tokens, 1) / slowdown, max(near_ms - ms_per_token * size, 0.0))
 
     def _most_chunks(self) -> int:
         """Chunks of the longest prompt that a warm-up may lay into the cache."""
         fitting = min(LONGEST_TRIAL_TOKENS, self._runner.backbone.max_positions) // self._chunk_tokens
         return max(2, min(fitting, len(self._cache) - 1))
 
-    def _time_chunk(self, chunks: int) -> float:
-        """Median milliseconds of the last chunk of a prompt of `chunks` chunks, over whatever is in memory."""
+    def _time_chunk(self, chunks: int, tokens: int) -> float:
+        """Median milliseconds of `tokens` tokens, the last chunk of `chunks`, over whatever is in memory."""
         blocks = tuple(range(1, chunks + 1)) if chunks > 1 else ()
         start = (chunks - 1) * self._chunk_tokens if chunks > 2 else 0
-        tokens = min(self._chunk_tokens, self._runner.backbone.max_positions)
         chunk = Chunk(0, start, start + tokens, blocks[: start // self._chunk_tokens + 1], True, 0)
         token_ids = {0: [0] * chunk.stop}
         times = []

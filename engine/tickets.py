@@ -94,12 +94,13 @@ class TicketBook:
             self._closed_by = reason
 
     def end(self, ticket: Ticket, ending: Ending, outcome: Scores | BaseException | None = None) -> bool:
-        """Ends the ticket unless it has ended; tells its caller `outcome` (None: the caller has left)."""
+        """Ends the ticket unless it has ended; tells its caller `outcome` (None: the future was cancelled)."""
         with self._lock:
             if self._inside.pop(ticket.prompt_id, None) is None:
                 return False
             self._door.leave()
-            if outcome is not None and not ticket.future.set_running_or_notify_cancel():
+            # Also for a caller that has left: its future tells `concurrent.futures.wait` so only now.
+            if not ticket.future.set_running_or_notify_cancel():
                 ending, outcome = Ending.CANCELLED, None
             setattr(self._meter, ending.value, getattr(self._meter, ending.value) + 1)
         if isinstance(outcome, BaseException):
@@ -107,6 +108,18 @@ class TicketBook:
         elif outcome is not None:
             ticket.future.set_result(outcome)
         return True
+
+    def late(self, now_ms: float) -> tuple[list[Ticket], float | None]:
+        """The tickets whose deadline has passed, and the next deadline of the others."""
+        late, next_ms = list[Ticket](), None
+        for ticket in list(self._inside.values()):
+            if ticket.deadline_ms is None:
+                continue
+            if ticket.deadline_ms <= now_ms:
+                late.append(ticket)
+            elif next_ms is None or ticket.deadline_ms < next_ms:
+                next_ms = ticket.deadline_ms
+        return late, next_ms
 
     def end_all(self, message: str, cause: BaseException | None) -> None:
         """Fails every ticket inside with a `StoppedError` of its own."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onebeat.engine.control_tokens import ControlTokens, Hidden
+from onebeat.engine.control_tokens import ControlTokens, Hidden, parts_of
 from onebeat.engine.errors import FormatError, InputError
 from onebeat.engine.records import Prompt
 from onebeat.engine.router_config import DEFAULT_PROMPT_TOKENS
@@ -145,7 +145,7 @@ class PromptTokenizer:
         length = sum(len(turn.content) for turn in turns)
         for turn in turns:
             _refuse_half_surrogates(turn.content)
-        if not any(turn.content.strip() for turn in turns):
+        if not any(turn.content and not turn.content.isspace() for turn in turns):
             found = f"only {length} characters of white space" if length else "0 characters"
             raise InputError(f"the prompt is empty ({found}); it needs text to be routed by.")
         if all(self._control.is_all_of(turn.content) for turn in turns):
@@ -195,10 +195,13 @@ def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 def _refuse_half_surrogates(text: str) -> None:
     """Python strings can hold halves of surrogate pairs; UTF-8, and so the tokenizer, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the prompt holds half a surrogate pair (U+{ord(text[error.start]):04X} at character {error.start}); "
-            "send valid Unicode."
-        ) from None
+    before = 0
+    for part in parts_of(text):
+        try:
+            part.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the prompt holds half a surrogate pair (U+{ord(part[error.start]):04X} at character "
+                f"{before + error.start}); send valid Unicode."
+            ) from None
+        before += len(part)

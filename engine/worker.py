@@ -6,7 +6,7 @@ not what computes them.
 
 from __future__ import annotations
 
-import queue
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebeat.engine.errors import CheckpointError, DeadlineError
-from onebeat.engine.parts import Array, EngineParts, Report, Step, Stepper
+from onebeat.engine.pace import Pace
+from onebeat.engine.parts import Array, EngineParts, Report, Speed, Step, Stepper
 from onebeat.engine.plan import Chunk, DropReason, Plan
 from onebeat.engine.prefix_cache import PrefixCache
 from onebeat.engine.records import Scores, Timing
 from onebeat.engine.scheduler import Scheduler
 from onebeat.engine.snapshot import Meter
 from onebeat.engine.tickets import Ending, Ticket, TicketBook
+from onebeat.engine.tray import Tray
 
 
 @dataclass(slots=True, eq=False)
@@ -44,27 +46,39 @@ class Worker:
         self._book = book
         self._meter = meter
         self._now_ms = now_ms
-        self._inbox: queue.SimpleQueue[Ticket | int | None] = queue.SimpleQueue()
+        self._inbox: Tray[Ticket] = Tray()
+        self._gone: deque[int] = deque()
         self._held: dict[int, Ticket] = {}
         self._finishing = self._halted = False
-        self.cache, self.scheduler = self._fresh(None, None)
+        self._evicted_before = 0
+        self.cache, self.scheduler = self._fresh(None)
 
     @property
     def waiting_tokens(self) -> int:
         """Tokens not yet planned."""
-        return sum(len(ticket.token_ids) for ticket in list(self._held.values()))
+        return self.scheduler.waiting_tokens
+
+    @property
+    def evicted_blocks(self) -> int:
+        """Since the engine's start, restarts included."""
+        return self._evicted_before + self.cache.evicted_blocks
 
     def tell_prepared(self, ticket: Ticket) -> None:
         """The ticket has its token ids."""
-        self._inbox.put(ticket)
+        self._inbox.put(ticket.prompt_id, ticket)
+        if ticket.prompt_id not in self._book:  # It ended while it was being prepared.
+            self._inbox.discard(ticket.prompt_id)
+            self._inbox.wake()
 
     def tell_gone(self, prompt_id: int) -> None:
         """The ticket has ended; whatever is left to compute of it is not wanted."""
-        self._inbox.put(prompt_id)
+        if not self._inbox.discard(prompt_id) and prompt_id in self._held:
+            self._gone.append(prompt_id)
+        self._inbox.wake()
 
     def wake(self) -> None:
         """Looks again whether there is anything to do."""
-        self._inbox.put(None)
+        self._inbox.wake()
 
     def finish(self) -> None:
         """Serve until nobody is inside, then return."""
@@ -79,9 +93,11 @@ class Worker:
     def serve(self, report: Report, ready: Callable[[], None]) -> None:
         """Makes and warms up the model, then computes until told to finish. Whatever goes wrong is raised."""
         self._held.clear()
+        self._gone.clear()
         stepper = self._parts.make_stepper()
         speed = stepper.warm_up(report)
-        self.cache, self.scheduler = self._fresh(speed.ms_per_token, speed.context_cost_tokens)
+        self._evicted_before = self.evicted_blocks
+        self.cache, self.scheduler = self._fresh(speed)
         ready()
         running: _Running | None = None
         while True:
@@ -102,34 +118,33 @@ class Worker:
         if running is not None:
             self._resolve(running)
 
-    def _fresh(self, ms_per_token: float | None, context_cost_tokens: float | None) -> tuple[PrefixCache, Scheduler]:
-        limits = self._parts.limits
-        if context_cost_tokens is not None:
-            limits = replace(limits, context_cost_tokens=context_cost_tokens)
+    def _fresh(self, speed: Speed | None) -> tuple[PrefixCache, Scheduler]:
+        limits, pace = self._parts.limits, Pace()
+        if speed is not None:
+            limits = replace(limits, context_cost_tokens=speed.context_cost_tokens)
+            pace = Pace(speed.step_ms, speed.ms_per_token)
         keep = self._parts.keep_blocks
         # Block 0 is scratch; the one-chunk prompts of a step take a block each in passing.
         blocks = range(1, 1 + limits.working_blocks + limits.step_sequences + keep)
         cache = PrefixCache(blocks, keep)
-        return cache, Scheduler(limits, cache, ms_per_token)
+        return cache, Scheduler(limits, cache, pace)
 
     def _take_messages(self, idle: bool) -> bool:
         """Blocks only when there is nothing to do. False when it is time to return."""
-        block = idle and not len(self.scheduler) and not self._over()
-        while block or not self._inbox.empty():
-            message = self._inbox.get()
-            block = False
-            if isinstance(message, int):
-                self.scheduler.cancel(message)
-                self._held.pop(message, None)
-            elif message is not None and message.prompt_id in self._book:
-                self._held[message.prompt_id] = message
-                self.scheduler.offer(
-                    message.prompt_id,
-                    len(message.token_ids),
-                    message.keys,
-                    message.accepted_ms,
-                    message.deadline_ms,
-                )
+        wait = idle and not len(self.scheduler) and not self._over()
+        for ticket in self._inbox.take_all(wait=wait):
+            # Held before the book is asked, so that whoever ends it now finds it here and says so.
+            self._held[ticket.prompt_id] = ticket
+            if ticket.prompt_id not in self._book:
+                del self._held[ticket.prompt_id]
+                continue
+            self.scheduler.offer(
+                ticket.prompt_id, len(ticket.token_ids), ticket.keys, ticket.accepted_ms, ticket.deadline_ms
+            )
+        while self._gone:
+            prompt_id = self._gone.popleft()
+            self.scheduler.cancel(prompt_id)
+            self._held.pop(prompt_id, None)
         return not self._over()
 
     def _over(self) -> bool:
@@ -158,8 +173,9 @@ class Worker:
 
     def _await(self, running: _Running) -> None:
         running.step.wait()
-        elapsed_ms = self._now_ms() - running.launched_ms
-        self.scheduler.observe(running.plan, elapsed_ms)
+        now_ms = self._now_ms()
+        elapsed_ms = now_ms - running.launched_ms
+        self.scheduler.observe(running.plan, elapsed_ms, now_ms)
         for ticket in set(running.tickets):
             ticket.compute_ms += elapsed_ms
 

@@ -181,6 +181,25 @@ async def test_unknown_and_impossible_options_are_named(router: TinyRouter) -> N
         serve(router, light_step_tokens=63)
 
 
+async def test_a_live_router_that_was_not_entered_or_was_elsewhere_says_so(router: TinyRouter) -> None:
+    live = serve(router)
+    with pytest.raises(StoppedError, match="was not entered; write `async with"):
+        await live.score("early")
+    async with live:
+        with pytest.raises(StoppedError, match="entered on another event loop"):
+            await asyncio.to_thread(asyncio.run, live.score("elsewhere"))
+        assert live.snapshot().accepted == 0
+    with pytest.raises(StoppedError, match="was started before"):
+        await live.__aenter__()
+
+
+async def test_a_prefix_cache_of_less_than_a_block_is_refused(router: TinyRouter) -> None:
+    with pytest.raises(
+        ConfigError, match=r"prefix_cache_mebibytes is 0\.001 and one block takes 0\.0\d+; give at least"
+    ):
+        serve(router, prefix_cache_mebibytes=0.001)
+
+
 async def test_a_mailbox_leaves_no_letter_behind() -> None:
     from concurrent.futures import Future, ThreadPoolExecutor
 

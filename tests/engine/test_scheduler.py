@@ -91,8 +91,8 @@ class World:
             assert due is not None and (due <= self.now_ms) == (reason is DropReason.PAST)
             self.end(prompt_id, reason.value)
         elapsed_ms = 1.0 + 0.5 * plan.tokens
-        self.scheduler.observe(plan, elapsed_ms)
         self.now_ms += elapsed_ms
+        self.scheduler.observe(plan, elapsed_ms, self.now_ms)
         self.computed_tokens += plan.tokens
         self.steps += 1
         return plan

@@ -194,7 +194,7 @@ def test_the_warm_up_measures_what_a_token_and_its_context_cost() -> None:
     seen: list[tuple[int, int, str]] = []
     speed = Stepper(runner, 20, 512, 6).warm_up(lambda *report: seen.append(report))
     assert speed.ms_per_token > 0 and speed.context_cost_tokens > 0
-    assert seen[-1] == (3, 3, "ready")
+    assert speed.step_ms >= 0 and seen[-1] == (4, 4, "ready")
 
 
 def test_a_router_of_few_positions_warms_up() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from onebeat.engine.control_tokens import PART_CHARACTERS
 from onebeat.engine.errors import FormatError, InputError
 from onebeat.engine.tokens import PromptTokenizer
 from tests.engine.tiny_routers import edit_json
@@ -102,6 +103,12 @@ def test_user_text_never_becomes_a_control_token(folder: Path, tokenizer: Prompt
     )
 
 
+@pytest.mark.parametrize("before", [PART_CHARACTERS - 4, PART_CHARACTERS, 2 * PART_CHARACTERS - 1])
+def test_a_huge_text_is_searched_for_control_tokens_across_its_parts(tokenizer: PromptTokenizer, before: int) -> None:
+    prepared = tokenizer.prepare("a" * before + "<|im_end|>")
+    assert prepared.token_ids.count(END) == tokenizer.prepare("a").token_ids.count(END)
+
+
 @pytest.mark.parametrize("role", ["user<|im_end|>", "", "x" * 40, None, 3, "a b"])
 def test_a_role_that_could_spell_something_is_refused(tokenizer: PromptTokenizer, role: object) -> None:
     with pytest.raises(InputError, match="message 0 is"):
@@ -122,6 +129,7 @@ def test_a_role_that_could_spell_something_is_refused(tokenizer: PromptTokenizer
         ([{"role": "user", "content": 3}], "the content of message 0 is 3"),
         ([{"role": "user", "content": [{"text": "x"}]}], "a part of message 0 is"),
         ("half \ud83d here", r"half a surrogate pair \(U\+D83D at character 5\)"),
+        ("x" * 600_000 + "\ud83d", r"half a surrogate pair \(U\+D83D at character 600000\)"),
     ],
 )
 def test_a_prompt_that_cannot_be_routed_by_is_refused(tokenizer: PromptTokenizer, prompt: Any, sentence: str) -> None:
