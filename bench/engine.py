@@ -3,7 +3,8 @@
     python -m bench.engine                    (under 5 minutes)
     python -m bench.engine --rows soak        (under 5 minutes)
 
-Arrivals are open-loop Poisson: 90 % prompts of 32 to 128 tokens, 10 % of 1,500. The ceiling is printed first, the last
+Arrivals are open-loop Poisson: 90 % prompts of 32 to 128 tokens, 10 % of 1,500. The capacity, of which loads are
+shares, is measured in the same run. The ceiling is printed first, the last
 line is JSON, and the rows measured are merged into `--out`. Everything runs in one process, as in a service
 that embeds the router: the load's event loop competes with the model for the same cores.
 """
@@ -138,10 +139,11 @@ async def run(options: argparse.Namespace, router: Router, results: Row) -> None
     rows = options.rows.split(",")
 
     def keep(name: str, row: Row) -> None:
-        results[name] = row
+        results[name] = {"measured": time.strftime("%Y-%m-%dT%H:%M"), **row}
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 
-    if "capacity" in rows or "capacity" not in results:
+    # Loads are shares of what the machine can do now, not of what it could when another run measured it.
+    if {"capacity", "latency", "soak"} & set(rows) or "capacity" not in results:
         keep("capacity", await capacity(router, options.seed))
     found = results["capacity"]
     print(f"ceiling: {found['offline_tokens_per_s']} tokens/s in packed offline batches of the same prompts")

@@ -1,4 +1,4 @@
-"""A day's arrivals through the scheduler in virtual time, against first come, first served.
+"""A day's arrivals through the scheduler in virtual time: how long they wait, against first come, first served.
 
     python bench/scheduler_simulation.py [--hours 24] [--peak-load 0.8] [--seed 0]
 
@@ -71,12 +71,12 @@ def _tokens(dice: random.Random) -> int:
 
 
 def simulate(day: list[tuple[float, int]], order: Order, speed: Speed) -> tuple[list[float], list[float], float]:
-    """Latencies in ms of the short and of the long prompts, and the share of time at work."""
+    """What short and long prompts waited, in ms beyond their own chunks alone; and the share of time at work."""
     limits = EngineOptions(order=order).limits(CHUNK_TOKENS, LONG_TOKENS, on_gpu=False)
     limits = replace(limits, context_cost_tokens=speed.context_cost_tokens)
     blocks = range(1, 1 + limits.working_blocks + limits.step_sequences)
     scheduler = Scheduler(limits, PrefixCache(blocks, keep_blocks=0))
-    latencies: dict[bool, list[float]] = {False: [], True: []}
+    waits: dict[bool, list[float]] = {False: [], True: []}
     now_ms, busy_ms, offered = 0.0, 0.0, 0
     while offered < len(day) or len(scheduler):
         if not len(scheduler):
@@ -92,8 +92,13 @@ def simulate(day: list[tuple[float, int]], order: Order, speed: Speed) -> tuple[
         for chunk in plan.chunks:
             if chunk.is_last:
                 arrival_ms, tokens = day[chunk.prompt_id]
-                latencies[tokens == LONG_TOKENS].append(now_ms - arrival_ms)
-    return latencies[False], latencies[True], busy_ms / now_ms
+                waits[tokens == LONG_TOKENS].append(max(0.0, now_ms - arrival_ms - alone_ms(tokens, speed)))
+    return waits[False], waits[True], busy_ms / now_ms
+
+
+def alone_ms(tokens: int, speed: Speed) -> float:
+    """A prompt on an idle machine, a chunk a step."""
+    return sum(speed.of([(start, min(start + CHUNK_TOKENS, tokens))]) for start in range(0, tokens, CHUNK_TOKENS))
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -114,10 +119,11 @@ def main() -> None:
     speed = Speed(options.step_ms, options.token_us / 1000.0, options.context_cost_tokens)
     capacity = speed.prompts_per_ms()
     day = list(arrivals(options.hours, capacity * options.peak_load, random.Random(options.seed)))
-    solo_ms = speed.of([(0, sum(SHORT_TOKENS) // 2)])
+    solo_ms = alone_ms(sum(SHORT_TOKENS) // 2, speed)
     print(f"ceiling: {capacity * 1000:.1f} prompts/s of this mix; a short prompt alone takes {solo_ms:.1f} ms")
     print(f"{len(day)} arrivals in {options.hours:g} h, busiest hour at {options.peak_load:.0%} of the ceiling")
-    print(f"{'order':>10} {'load':>6} {'short p50':>10} {'p99':>9} {'p99.9':>9} {'long p50':>10} {'p99':>9}  ms")
+    print("milliseconds waited, on top of one's own work")
+    print(f"{'order':>10} {'load':>6} {'short p50':>10} {'p99':>9} {'p99.9':>9} {'long p50':>10} {'p99':>9}")
     results = {}
     for order in Order:
         short, long, load = simulate(day, order, speed)
