@@ -53,7 +53,7 @@ class Engine:
         self._report = report or (lambda done, total, what: None)
         self._meter = Meter()
         self._book = TicketBook(queue_prompts, self._meter)
-        self._to_prepare: Tray[Ticket] = Tray()
+        self._to_prepare: Tray[Ticket] = Tray(LARGE_CHARACTERS)
         self._worker = Worker(parts, self._book, self._meter, now_ms)
         self._deadlines = DeadlineWatch(self._expire, now_ms)
         self._process = os.getpid()

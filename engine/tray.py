@@ -17,7 +17,9 @@ Item = TypeVar("Item")
 class Tray(Generic[Item]):
     """All methods may be called by any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, usual_size: float = math.inf) -> None:
+        """Any reader takes items of up to `usual_size`; larger ones may not be for everybody."""
+        self._usual_size = usual_size
         self._items: dict[int, tuple[Item, int]] = {}
         self._changed = threading.Condition(threading.Lock())
         self._woken = self._closed = False
@@ -29,7 +31,10 @@ class Tray(Generic[Item]):
         """Last in the queue."""
         with self._changed:
             self._items[key] = (item, size)
-            self._changed.notify_all()
+            if size <= self._usual_size:
+                self._changed.notify()
+            else:
+                self._changed.notify_all()
 
     def discard(self, key: int) -> bool:
         """Takes an item back; False when it is not there any more."""
