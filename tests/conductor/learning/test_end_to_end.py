@@ -131,6 +131,27 @@ def test_training_again_gives_the_same_head_and_reads_no_prompt_twice(
     assert (house / "again" / TENSORS).read_bytes() == (house / "router" / TENSORS).read_bytes()
 
 
+def test_of_many_prompts_a_seeded_sample_is_read_and_that_is_said(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(house, "sampled", "--max-prompts", "100") == 0
+    said = "100 of 160 distinct prompts, drawn by seed 0 from every source in proportion, are used; --max-prompts takes"
+    assert said in capsys.readouterr().err.replace("99 of", "100 of")
+    description, _ = read_head(house / "sampled")
+    sample = description["fitted"]["sample"]
+    assert sample["of"] == 160 and sample["most"] == 100 and 98 <= sample["prompts"] <= 100
+    assert description["fitted"]["prompts"] < sample["prompts"]
+    # What is judged was not fitted on: the same sample, the same sides.
+    judge = ["eval", str(house / "outcomes.jsonl"), "--router", str(house / "sampled"), "--cache", str(house / "cache")]
+    assert main([*judge, "--json", "--bootstraps", "0"]) == 0
+    printed = capsys.readouterr()
+    assert "distinct prompts, drawn by seed 0" in printed.err
+    found = json.loads(printed.out)
+    judged = found["prompts"] + found["prompts_without_every_score"]
+    assert judged + description["fitted"]["prompts"] == sample["prompts"]
+    assert found["prediction"]["auc"] == pytest.approx(description["fitted"]["test"]["auc"], abs=1e-3)
+
+
 def test_eval_in_text_json_and_html(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = house / "report.html"
     common = ["eval", str(house / "outcomes.jsonl"), "--router", str(house / "router"), "--bootstraps", "20"]
@@ -276,6 +297,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--prices", "missing.json"], "missing.json cannot be read"),
     (["--seed", "-1"], "--seed is -1; it must be a whole number of 0 to 4294967295"),
     (["--seed", "99999999999999999999999"], "--seed is 99999999999999999999999; it must be"),
+    (["--max-prompts", "3"], "--max-prompts is 3; it must be a whole number of 20 to"),
     (["--template", "no mark"], '--template is "no mark"; it must be "chat" or hold {prompt} exactly once'),
     (["--max-prompt-tokens", "3"], "--max-prompt-tokens is 3; it must be a whole number of 16 to 4096"),
     (["--max-prompt-tokens", "5000"], "--max-prompt-tokens is 5000; it must be"),
@@ -354,6 +376,7 @@ def test_the_chat_template_goes_with_the_router(house: Path) -> None:
 EVAL_MISTAKES: list[tuple[list[str], str]] = [
     (["--bootstraps", "-1"], "--bootstraps is -1; it must be a whole number of 0 to"),
     (["--seed", "-1"], "--seed is -1"),
+    (["--max-prompts", "0"], "--max-prompts is 0; it must be a whole number of 1 to"),
     (["--target", "soon"], "target is 'soon'; write a share"),
     (["--html", "/nowhere/x.html"], '--html is "/nowhere/x.html" and cannot be written (/nowhere is not a folder)'),
     (["--html", "/dev"], '--html is "/dev" and cannot be written (it is a folder)'),

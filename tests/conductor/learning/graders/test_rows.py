@@ -261,5 +261,5 @@ def test_empty_files_and_binary_garbage(tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr()
     assert "no row could be graded" in printed.out and "unreadable" in printed.err
     assert main(["grade", str(tmp_path), "--output", str(tmp_path / "c")]) == 2
-    assert "there is no file" in capsys.readouterr().err
+    assert f"{tmp_path} is a folder; give files of raw answers" in capsys.readouterr().err
     assert not any((tmp_path / name).exists() for name in "abc")
