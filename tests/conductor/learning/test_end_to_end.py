@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,28 +81,37 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def training(folder: Path, output: str) -> list[str]:
+    """The command that fits two columns on the house's outcomes."""
+    command = ["train", str(folder / "outcomes.jsonl"), "--backbone", str(folder / "backbone")]
+    command += ["--prices", str(folder / "prices.json"), "--models", "cheap,dear", "--recipe", "kernel", "--taps", "2"]
+    return [*command, "--output", str(folder / output), "--cache", str(folder / "cache")]
+
+
 def train(folder: Path, output: str, *more: str) -> int:
-    return main(
-        [
-            "train",
-            str(folder / "outcomes.jsonl"),
-            "--backbone",
-            str(folder / "backbone"),
-            "--prices",
-            str(folder / "prices.json"),
-            "--models",
-            "cheap,dear",
-            "--recipe",
-            "kernel",
-            "--taps",
-            "2",
-            "--output",
-            str(folder / output),
-            "--cache",
-            str(folder / "cache"),
-            *more,
-        ]
-    )
+    return main([*training(folder, output), *more])
+
+
+Refused = Callable[[list[str], str], None]
+
+
+@pytest.fixture
+def refused(house: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """Runs a command that must end in one sentence, before a prompt is read and leaving nothing behind."""
+
+    def run(command: list[str], message: str) -> None:
+        for module in ("train", "evaluate", "features"):
+            monkeypatch.setattr(
+                f"onebeat.conductor.learning.{module}.extract", lambda *_, **__: pytest.fail("prompts were read")
+            )
+        capsys.readouterr()
+        before = {path.name for path in house.iterdir()}
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("onebeat: ") == 1 and "Traceback" not in error
+        assert {path.name for path in house.iterdir()} == before
+
+    return run
 
 
 def test_the_router_loads_routes_and_says_where_it_comes_from(house: Path) -> None:
@@ -160,7 +170,7 @@ def test_eval_in_text_json_and_html(house: Path, capsys: pytest.CaptureFixture[s
     text = capsys.readouterr()
     assert "judged on 48 prompts" in text.out
     assert "40 nearest neighbours" in text.out
-    assert "1 models have no column" in text.err
+    assert "not judged, because the router has no column for them: other\n" in text.err
     written = page.read_text()
     assert written.count("<svg") == 2
     assert "http" not in written
@@ -313,22 +323,9 @@ MISTAKES: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_end_in_one_sentence_before_a_prompt_is_read(
-    house: Path,
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    house: Path, refused: Refused, arguments: list[str], message: str
 ) -> None:
-    def read(*_: object, **__: object) -> None:
-        raise AssertionError("prompts were read before the arguments were looked at")
-
-    monkeypatch.setattr("onebeat.conductor.learning.train.extract", read)
-    capsys.readouterr()
-    before = {path.name for path in house.iterdir()}
-    assert train(house, "mistake", *arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("onebeat: ") == 1 and "Traceback" not in error
-    assert {path.name for path in house.iterdir()} == before
+    refused([*training(house, "mistake"), *arguments], message)
 
 
 def test_a_file_of_outcomes_that_is_none_is_told_before_any_is_read(
@@ -387,19 +384,9 @@ EVAL_MISTAKES: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("arguments", "message"), EVAL_MISTAKES)
 def test_mistakes_in_eval_end_in_one_sentence_before_a_prompt_is_read(
-    house: Path,
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    house: Path, refused: Refused, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(
-        "onebeat.conductor.learning.evaluate.extract", lambda *_, **__: pytest.fail("prompts were read")
-    )
-    router = ["--router", str(house / "router")]
-    assert main(["eval", str(house / "outcomes.jsonl"), *router, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("onebeat: ") == 1
+    refused(["eval", str(house / "outcomes.jsonl"), "--router", str(house / "router"), *arguments], message)
 
 
 ONBOARD_MISTAKES: list[tuple[list[str], str]] = [
@@ -416,21 +403,11 @@ ONBOARD_MISTAKES: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("arguments", "message"), ONBOARD_MISTAKES)
 def test_mistakes_in_onboard_end_in_one_sentence_before_a_prompt_is_read(
-    house: Path,
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    house: Path, refused: Refused, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(
-        "onebeat.conductor.learning.features.extract", lambda *_, **__: pytest.fail("prompts were read")
-    )
     whole = ["--model", "other", "--outcomes", str(house / "outcomes.jsonl"), "--input-usd", "1", "--output-usd", "1"]
     whole += ["--output", str(house / "onboarded")]
-    assert main(["onboard", "--router", str(house / "router"), *whole, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("onebeat: ") == 1
-    assert not (house / "onboarded").exists()
+    refused(["onboard", "--router", str(house / "router"), *whole, *arguments], message)
 
 
 def test_without_prices_or_bills_the_missing_price_is_named(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
