@@ -10,8 +10,11 @@ whole or not at all; a second run, or one after an interruption, computes only w
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +33,7 @@ from onebeat.engine.records import Prompt
 from onebeat.engine.runner import Runner, TapPooling
 from onebeat.engine.tokens import PromptTokenizer
 
+log = logging.getLogger("onebeat.learning")
 Floats = NDArray[np.float32]
 PART_TOKENS = 10_000
 """Tokens between two writes to the cache: some seconds' work of two cores at the default tap."""
@@ -144,6 +148,11 @@ class _Table:
     rows: dict[bytes, list[int]] = field(default_factory=dict)
     """Where each prompt stands, by its key."""
 
+    @property
+    def width(self) -> int:
+        """taps*H"""
+        return sum(held.shape[1] for held in self.states.values())
+
     def put(self, key: bytes, features: Floats) -> None:
         """[taps*H] of one prompt."""
         width = len(features) // len(self.states)
@@ -185,12 +194,20 @@ class _Cache:
         """Fills in what is there. Returns the keys of it."""
         found: set[bytes] = set()
         for path in sorted(self.folder.glob("*.npz")) if self.folder else ():
-            with np.load(path, allow_pickle=False) as part:
-                states = part["states"]
-                for row, key in enumerate(part["keys"]):
-                    if key.tobytes() in table.rows:
-                        table.put(key.tobytes(), states[row])
-                        found.add(key.tobytes())
+            try:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
+                    keys, states = part["keys"], part["states"]
+                if states.shape != (len(keys), table.width) or not np.isfinite(states).all():
+                    raise ValueError(f"it holds {states.shape} where {len(keys)} rows of {table.width} are expected")
+            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+                # A disk that was full, a copy that broke off: what it held is computed again.
+                log.warning("%s of the feature cache cannot be used (%s); its prompts are read again", path, error)
+                path.unlink(missing_ok=True)
+                continue
+            for row, key in enumerate(keys):
+                if key.tobytes() in table.rows:
+                    table.put(key.tobytes(), states[row])
+                    found.add(key.tobytes())
         return found
 
     def save(self, keys: list[bytes], states: Floats) -> None:

@@ -262,6 +262,27 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(house: Path, monkeyp
     assert not list(cache.rglob(".half-*"))
 
 
+def test_a_part_of_the_cache_that_is_broken_is_read_again(
+    house: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("onebeat.conductor.learning.features.PART_TOKENS", 200)
+    texts, reading, cache = prompts(40, seed=12), Reading(((1, "mean"), (2, "last"))), house / "broken-cache"
+    whole = extract(house / "backbone", texts, reading, cache_folder=cache)
+    parts = sorted(cache.rglob("*.npz"))
+    assert len(parts) > 4
+    parts[0].write_bytes(parts[0].read_bytes()[:300])
+    parts[1].write_bytes(b"")
+    parts[2].write_text("no archive")
+    np.savez(parts[3].with_suffix(""), keys=np.zeros((1, 16), np.uint8), states=np.zeros((1, 3), np.float32))
+    again = extract(house / "backbone", texts, reading, cache_folder=cache)
+    for tap in reading.taps:
+        np.testing.assert_array_equal(again.states[tap], whole.states[tap])
+    assert caplog.text.count("of the feature cache cannot be used") == 4
+    caplog.clear()
+    extract(house / "backbone", texts, reading, cache_folder=cache)
+    assert not caplog.text
+
+
 def test_heads_are_fitted_on_the_states_that_are_served(house: Path) -> None:
     """int8 is smoothed when it is served: features that were not would belong to another backbone."""
     served = Router.from_pretrained(house / "router")
