@@ -84,10 +84,7 @@ def judge(router: Path, candidate: Path, outcomes: Outcomes, *, cache_folder: Pa
     before = _predict(router, router, current, table, ours, cache_folder)
     after = _predict(router, candidate, proposed, table, shared, cache_folder)
     complete = np.asarray(np.isfinite(table.score).all(1))
-    if complete.sum() >= 30:
-        verdict = _paired(before, after, table, complete)
-    else:
-        verdict = _from_log(after, table)
+    verdict = _paired(before, after, table, complete) if complete.sum() >= 30 else _from_log(after, table)
     return replace(verdict, how=verdict.how + drawn)
 
 
