@@ -4,7 +4,9 @@ Enters: a fleet, the routes of a day, the router's config. Leaves: the reference
 `Setting` of `policy.target`, or one `ConfigError`. Knows no request.
 
 A router's dial is solved with its own reference cost, among all its columns, at their prices. The same tradeoff gives
-the same choices here only by that reference; a target can be promised only where `auto` has that very choice.
+the same choices here only by that reference; a target can be promised only where `auto` has that very choice. What is
+left is how prompts are counted, by the vendor's tokens here and by the router's there: of 250 prompts of ZeroEval 98.4
+to 100 % were routed alike at tradeoffs from 0.25 to 0.75; by twice the reference it was 80 to 92 %.
 """
 
 from __future__ import annotations

@@ -28,6 +28,10 @@ PROJECTED, COSINES, WINDOW = 16, 64, 256
 FALSE_ALARM_RATE = 0.001
 """Per full window without drift: with windows of 256 watched prompts, one false alarm in 256,000 prompts."""
 DRAWS = 4000
+LEAST_SCALE = 0.01
+"""Of an output that hardly varies (every answer was of one length): a hundredth of quality, one per cent of length."""
+MOST_PROMPTS = 8192
+"""What is usual is drawn from so many fitting prompts at most: more would change it less than it varies."""
 NAMES = ("prompt features", "predicted quality", "difference between models", "answer length")
 
 
@@ -36,13 +40,16 @@ def baseline(features: Floats, quality: Floats, output_tokens: Floats, *, seed: 
     if len(features) < 64:
         return {}
     random = np.random.default_rng(seed)
+    if len(features) > MOST_PROMPTS:
+        rows = np.sort(random.choice(len(features), MOST_PROMPTS, replace=False))
+        features, quality, output_tokens = features[rows], quality[rows], output_tokens[rows]
     window = min(WINDOW, len(features) // 2)
     centre, scale = _location(features)
     projection_seed = int(random.integers(2**31))
     projected = _project(features, centre, scale, projection_seed)
     outputs = _outputs(quality, output_tokens)
     bandwidth = _median_distance(projected, random)
-    held = _Embedding(projection_seed, bandwidth, outputs.mean(0), np.maximum(outputs.std(0), 1e-6))
+    held = _Embedding(projection_seed, bandwidth, outputs.mean(0), np.maximum(outputs.std(0), LEAST_SCALE))
     embedded = held.embed(projected, outputs)
     half = len(embedded) // 2
     nulls = np.empty((DRAWS, len(NAMES)))
@@ -51,7 +58,8 @@ def baseline(features: Floats, quality: Floats, output_tokens: Floats, *, seed: 
         order = random.permutation(len(embedded))
         sample = order[half:][random.integers(0, len(order) - half, window)]
         nulls[draw] = _parts(embedded[sample].mean(0) - embedded[order[:half]].mean(0))
-    spread = np.maximum(np.quantile(nulls, 0.95, axis=0), 1e-12)
+    # A tenth of the variance that a mean over a window has: below that there is rounding, and no usual size.
+    spread = np.maximum(np.quantile(nulls, 0.95, axis=0), 0.1 / window)
     # One number over the four parts, each in units of its own usual size, so that none drowns the others.
     largest = (nulls / spread).max(1)
     return {

@@ -29,13 +29,23 @@ from onebeat.conductor.learning.fit import side_by_side
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.progress import Progress
 from onebeat.conductor.learning.sources import read_outcomes
-from onebeat.conductor.learning.splits import Split, hold_out_groups, hold_out_newest, split_prompts
+from onebeat.conductor.learning.splits import (
+    MAX_PROMPTS,
+    Split,
+    hold_out_groups,
+    hold_out_newest,
+    sample_prompts,
+    sampled,
+    split_prompts,
+)
 from onebeat.conductor.learning.train import judged_of
 from onebeat.engine.errors import ConstraintError, InputError
 from onebeat.engine.head import Head
 from onebeat.engine.loading import Precision
 from onebeat.engine.targets import parse_target
 
+FEW_PROMPTS = 100
+"""Fewer say little: the interval of a mean score is 10 points to either side and more."""
 TARGETS = ("90%", "95%", "98%")
 
 
@@ -51,6 +61,8 @@ class Question:
     bootstraps: int = 200
     seed: int = 0
     cache_folder: Path | None = None
+    max_prompts: int | None = None
+    """Of more distinct prompts a seeded sample is judged; None: as many as the head was fitted among."""
     precision: Precision | None = None
     """None: that which the head was fitted in."""
 
@@ -77,7 +89,8 @@ def evaluate(question: Question, say: Callable[[str], None] = lambda line: None)
     reference = float(description["dial"]["reference_cost_usd"])
     fitted_on = sides.outcomes.select(sides.split.fit)
     single = baselines.best_on_fit(fitted_on if len(fitted_on.prompts) else held_out, judged)
-    say(f"judging on {len(judged.score)} prompts; the best single model is {single.model}")
+    few = ", too few to rely on" if len(judged.score) < FEW_PROMPTS else ""
+    say(f"judging on {len(judged.score)} prompts{few}; the best single model is {single.model}")
     contenders = {"onebeat": judged} | _contenders(sides, held_out)
     curves = {name: trace(contender, reference) for name, contender in contenders.items()}
     curves["cheapest and best, mixed"] = baselines.two_model_curve(judged)
@@ -126,12 +139,20 @@ def _sides(
         say(line)
     strangers = [name for name in found.models if name not in names]
     if strangers:
-        say(f"{len(strangers)} models have no column in the router and are not judged: {', '.join(strangers[:5])} ...")
+        more = " ..." if len(strangers) > 5 else ""
+        say(f"not judged, because the router has no column for them: {', '.join(strangers[:5])}{more}")
     if len(there) < 2:
         raise InputError(
             f"the outcomes name {len(there)} of the router's columns ({', '.join(names)}); a choice needs two."
         )
     outcomes = found.with_models(there)
+    split, read = _split(question, description, outcomes), len(outcomes.prompts)
+    most = question.max_prompts or description["fitted"].get("sample", {}).get("most", MAX_PROMPTS)
+    seed = description["fitted"].get("split", {}).get("seed", 0)
+    chosen = sample_prompts(outcomes.prompts, outcomes.groups, most, seed=seed)
+    if len(chosen) < read:
+        say(sampled(len(chosen), read, seed))
+        outcomes, split = outcomes.select(chosen), split.within(chosen)
     taps = tuple((tap["layer"], tap["pooling"]) for tap in description["taps"])
     precision: Precision = question.precision or description["fitted"].get("precision", "int8")
     reading = Reading(taps, description["template"], description["max_prompt_tokens"], precision)
@@ -142,7 +163,7 @@ def _sides(
         cache_folder=question.cache_folder,
         progress=Progress("reading prompts"),
     )
-    outcomes = outcomes.select(features.rows)
+    outcomes, split = outcomes.select(features.rows), split.within(features.rows)
     states = side_by_side(features.states, taps)
     head = Head.from_tensors(
         tensors,
@@ -157,7 +178,6 @@ def _sides(
         Price(description["columns"][i]["input_usd_per_million"], description["columns"][i]["output_usd_per_million"])
         for i in keep
     ]
-    split = _split(question, description, outcomes)
     return Sides(outcomes, states, quality[:, keep], tokens[:, keep], features.prompt_tokens, split, prices)
 
 

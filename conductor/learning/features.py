@@ -10,10 +10,13 @@ whole or not at all; a second run, or one after an interruption, computes only w
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -30,6 +33,7 @@ from onebeat.engine.records import Prompt
 from onebeat.engine.runner import Runner, TapPooling
 from onebeat.engine.tokens import PromptTokenizer
 
+log = logging.getLogger("onebeat.learning")
 Floats = NDArray[np.float32]
 PART_TOKENS = 10_000
 """Tokens between two writes to the cache: some seconds' work of two cores at the default tap."""
@@ -76,42 +80,40 @@ def extract(
     layers = [layer for layer, _ in reading.taps]
     weights = served_weights(folder, config, max(layers), reading.precision)
     cache = _Cache.open(cache_folder, weights.sha256, reading)
-    keys: list[bytes] = []
-    wanted: dict[bytes, list[int]] = {}
+    width = config.hidden_size
+    table = _Table({tap: np.zeros((len(prompts), width), np.float32) for tap in reading.taps})
+    for row, prompt in enumerate(prompts):
+        table.rows.setdefault(_key(prompt), []).append(row)
+    known = cache.load(table)
+    missing: dict[bytes, NDArray[np.int32]] = {}
     refused: dict[int, str] = {}
     tokens = np.zeros(len(prompts), np.int64)
-    for row, prompt in enumerate(prompts):
-        key = _key(prompt)
-        keys.append(key)
+    for key, same in table.rows.items():
         try:
-            prepared = tokenizer.prepare(prompt)
+            prepared = tokenizer.prepare(prompts[same[0]])
         except InputError as error:
-            refused[row] = str(error)
+            refused |= dict.fromkeys(same, str(error))
             continue
-        tokens[row] = prepared.prompt_tokens
-        wanted.setdefault(key, prepared.token_ids)
-    known = cache.load(wanted)
-    missing = {key: ids for key, ids in wanted.items() if key not in known}
+        tokens[same] = prepared.prompt_tokens
+        if key not in known:
+            missing[key] = np.asarray(prepared.token_ids, np.int32)
     if missing:
         backbone = served_backbone(
             config, weights, tokenizer, layers, reading.precision, max_prompt_tokens=reading.max_prompt_tokens
         )
         runner = Runner(backbone, [_pooling(pooling) for _, pooling in reading.taps])
-        done = len(wanted) - len(missing)
-        progress(done, len(wanted))
+        total = len(known) + len(missing)
+        done = len(known)
+        progress(done, total)
         for part in _parts(missing):
-            computed = runner.features([missing[key] for key in part]).numpy()
+            computed = runner.features([missing.pop(key).tolist() for key in part]).numpy()
             cache.save(part, computed)
-            known |= dict(zip(part, computed, strict=True))
+            for key, row in zip(part, computed, strict=True):
+                table.put(key, row)
             done += len(part)
-            progress(done, len(wanted))
+            progress(done, total)
     rows = np.array([row for row in range(len(prompts)) if row not in refused], np.int64)
-    joined = np.stack([known[keys[row]] for row in rows]) if len(rows) else np.zeros((0, 0), np.float32)
-    width = config.hidden_size
-    states = {
-        tap: np.ascontiguousarray(joined[:, index * width : (index + 1) * width])
-        for index, tap in enumerate(reading.taps)
-    }
+    states = {tap: held if not refused else held[rows] for tap, held in table.states.items()}
     return Features(states, tokens[rows], rows, refused)
 
 
@@ -137,10 +139,32 @@ def _key(prompt: Prompt) -> bytes:
     return hashlib.blake2b(exact, digest_size=16).digest()
 
 
-def _parts(missing: dict[bytes, list[int]]) -> Iterator[list[bytes]]:
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The features of all prompts, filled in as they come: there is one copy of them."""
+
+    states: dict[TapName, Floats]
+    """[n, H] per tap."""
+    rows: dict[bytes, list[int]] = field(default_factory=dict)
+    """Where each prompt stands, by its key."""
+
+    @property
+    def width(self) -> int:
+        """taps*H"""
+        return sum(held.shape[1] for held in self.states.values())
+
+    def put(self, key: bytes, features: Floats) -> None:
+        """[taps*H] of one prompt."""
+        width = len(features) // len(self.states)
+        for index, held in enumerate(self.states.values()):
+            held[self.rows[key]] = features[index * width : (index + 1) * width]
+
+
+def _parts(missing: dict[bytes, NDArray[np.int32]]) -> Iterator[list[bytes]]:
+    """Keys in parts of so many tokens; whoever takes a part may take its prompts out of `missing`."""
     part: list[bytes] = []
     tokens = 0
-    for key, ids in missing.items():
+    for key, ids in list(missing.items()):
         part.append(key)
         tokens += len(ids)
         if tokens >= PART_TOKENS:
@@ -166,14 +190,24 @@ class _Cache:
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder)
 
-    def load(self, wanted: dict[bytes, list[int]]) -> dict[bytes, Floats]:
-        found: dict[bytes, Floats] = {}
+    def load(self, table: _Table) -> set[bytes]:
+        """Fills in what is there. Returns the keys of it."""
+        found: set[bytes] = set()
         for path in sorted(self.folder.glob("*.npz")) if self.folder else ():
-            with np.load(path, allow_pickle=False) as part:
-                states = part["states"]
-                for row, key in enumerate(part["keys"]):
-                    if key.tobytes() in wanted:
-                        found[key.tobytes()] = states[row]
+            try:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
+                    keys, states = part["keys"], part["states"]
+                if states.shape != (len(keys), table.width) or not np.isfinite(states).all():
+                    raise ValueError(f"it holds {states.shape} where {len(keys)} rows of {table.width} are expected")
+            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+                # A disk that was full, a copy that broke off: what it held is computed again.
+                log.warning("%s of the feature cache cannot be used (%s); its prompts are read again", path, error)
+                path.unlink(missing_ok=True)
+                continue
+            for row, key in enumerate(keys):
+                if key.tobytes() in table.rows:
+                    table.put(key.tobytes(), states[row])
+                    found.add(key.tobytes())
         return found
 
     def save(self, keys: list[bytes], states: Floats) -> None:

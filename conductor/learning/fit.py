@@ -107,6 +107,11 @@ def fit(
     Raises `InputError` where the outcomes cannot tell models apart.
     """
     check(outcomes)
+    if len(outcomes.prompts) > MAX_KERNEL_PROMPTS and any(recipe.kind == "kernel" for recipe in recipes):
+        say(
+            f"kernel heads are fitted on {MAX_KERNEL_PROMPTS:,} of {len(outcomes.prompts):,} prompts, drawn by seed "
+            f"{seed}; calibration and dial count all"
+        )
     joint = _with_auxiliary(outcomes, auxiliary)
     keep = [joint.models.index(name) for name in outcomes.models]
     trials: list[Trial] = []
@@ -203,7 +208,8 @@ def fit_tensors(
     if recipe.kind == "kernel" and len(x) > MAX_KERNEL_PROMPTS:
         return _sampled_kernel(x, outcomes, recipe, seed, keep)
     norm = _norm(x)
-    states = np.asarray((x - norm["norm.mean"]) / norm["norm.scale"], np.float32)
+    states = np.subtract(x, norm["norm.mean"], dtype=np.float32)
+    states /= norm["norm.scale"]
     if recipe.kind == "kernel":
         found = fit_kernel(
             states,

@@ -26,6 +26,8 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 MAX_LANDMARKS = 3500
 """Centres: scoring a prompt reads them all (0.1 ms), and fitting decomposes their square (half a minute)."""
+PART_ROWS = 2048
+"""Rows worked on at once: with all centres 57 MB a temporary."""
 RIDGES = np.geomspace(0.03, 300.0, 14)
 LENGTH_RANK = 12
 IMPUTED_SHARE = 0.9
@@ -169,14 +171,14 @@ def spectral_basis(x: Floats, gamma: float, dimensions: int, seed: int, root: Do
         return Basis(axes, landmarks, width, vectors / np.sqrt(values), values, vectors * np.sqrt(values), root)
     whiten = vectors / np.sqrt(values)
     gram = np.zeros((whiten.shape[1], whiten.shape[1]))
-    parts = []
-    for start in range(0, rows, 8192):
-        distances = np.sqrt(_squared_distances(projected[start : start + 8192], landmarks))
-        part = (np.exp(distances / -width) @ whiten) * root[start : start + 8192, None]
-        gram += part.T @ part
-        parts.append(part)
+    coordinates = np.empty((rows, whiten.shape[1]))
+    for part in _slices(rows):
+        distances = np.sqrt(_squared_distances(projected[part], landmarks))
+        coordinates[part] = (np.exp(distances / -width) @ whiten) * root[part, None]
+        gram += coordinates[part].T @ coordinates[part]
     inner_values, rotation = np.linalg.eigh(gram)
-    coordinates = np.concatenate(parts) @ rotation
+    for part in _slices(rows):  # In place: of many prompts the coordinates are most of what is in memory.
+        coordinates[part] = coordinates[part] @ rotation
     return Basis(axes, landmarks, width, whiten @ rotation, np.maximum(inner_values, 0.0), coordinates, root)
 
 
@@ -212,16 +214,21 @@ def _latent_ridge(basis: Basis, table: Doubles, rank: int) -> tuple[Doubles, Dou
 def _best_ridge(basis: Basis, target: Doubles) -> tuple[float | None, Doubles]:
     """The ridge with the least leave-one-out error, or None where none beats predicting the mean."""
     projected = basis.coordinates.T @ target
-    squares = np.square(basis.coordinates)
     best, least, prediction = None, float(np.square(target).mean()), np.zeros_like(target)
-    for ridge in RIDGES:
+    inverse = 1.0 / (basis.values[:, None] + RIDGES)
+    leverages = np.concatenate([np.square(basis.coordinates[part]) @ inverse for part in _slices(len(target))])
+    for number, ridge in enumerate(RIDGES):
         fitted = basis.coordinates @ (projected / (basis.values + ridge))
-        leverage = np.minimum(squares @ (1.0 / (basis.values + ridge)), 1.0 - 1e-6)
+        leverage = np.minimum(leverages[:, number], 1.0 - 1e-6)
         left_out = target - (target - fitted) / (1.0 - leverage)
         error = float(np.square(target - left_out).mean())
         if error < least:
             best, least, prediction = float(ridge), error, left_out
     return best, prediction
+
+
+def _slices(rows: int) -> list[slice]:
+    return [slice(start, start + PART_ROWS) for start in range(0, rows, PART_ROWS)]
 
 
 def _squared_distances(a: Floats, b: Floats) -> Doubles:

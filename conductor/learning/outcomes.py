@@ -267,6 +267,8 @@ class Gatherer:
         elif group is not None and group != self._groups[row]:
             self._problem("with another group than before (the first is kept)", place, group)
         moment = _time(record.get("time"))
+        if moment != moment and record.get("time") not in (None, ""):
+            self._problem("with a time that is neither ISO 8601 nor seconds (ignored)", place, repr(record["time"]))
         if not moment <= self._times[row]:
             self._times[row] = moment if moment == moment else self._times[row]
         self._prompt_of.append(row)
@@ -281,6 +283,9 @@ class Gatherer:
         value = _number(raw)
         if value is None or not math.isfinite(value) or value < 0.0:
             self._problem(f"with {name} that is not a number of zero or more (ignored)", place, repr(raw))
+            return math.nan
+        if name == "propensity" and not 0.0 < value <= 1.0:
+            self._problem("with a propensity that is not above 0 and at most 1 (ignored)", place, repr(raw))
             return math.nan
         return value
 
@@ -327,15 +332,13 @@ def _time(raw: object) -> float:
     number = _number(raw)
     if number is not None:
         return number
-    if hasattr(raw, "timestamp"):
-        return float(raw.timestamp())
-    if isinstance(raw, str) and raw:
-        try:
-            moment = datetime.fromisoformat(raw)
-        except ValueError:
-            return math.nan
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    return math.nan
+    try:
+        moment = datetime.fromisoformat(raw) if isinstance(raw, str) else raw
+    except ValueError:
+        return math.nan
+    if not isinstance(moment, datetime):
+        return math.nan
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _shorten(prompt: Prompt) -> str:

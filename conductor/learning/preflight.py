@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onebeat.conductor.learning.splits import Split
     from onebeat.conductor.learning.train import Job
 
+MOST_PROMPTS = 10_000_000
 LARGEST_SEED = 2**32 - 1
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 
@@ -37,6 +38,7 @@ BELOW_ONE = float(np.nextafter(1.0, 0.0))
 def check_arguments(job: Job, tap_sets: Sequence[Sequence[fit.TapName]], backbone: BackboneConfig) -> None:
     """Raises `InputError` for an argument, and the engine's errors for a backbone that cannot be used."""
     whole("--seed", job.seed, least=0, largest=LARGEST_SEED)
+    whole("--max-prompts", job.max_prompts, least=fit.MIN_PROMPTS, largest=MOST_PROMPTS)
     number("--test-share", job.test_share, "it must be a share of 0 to below 1", least=0.0, largest=BELOW_ONE)
     if job.newest_share is not None:
         meaning = "it must be a share above 0 and below 1"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from onebeat.conductor.learning.curves import Choices, Doubles, choose
 from onebeat.conductor.learning.features import Reading, extract
 from onebeat.conductor.learning.fit import side_by_side
 from onebeat.conductor.learning.outcomes import Outcomes
+from onebeat.conductor.learning.splits import MAX_PROMPTS, sample_prompts
 from onebeat.engine.errors import InputError
 from onebeat.engine.head import Head
 
@@ -76,13 +77,15 @@ def judge(router: Path, candidate: Path, outcomes: Outcomes, *, cache_folder: Pa
     if len(shared) < 2:
         raise InputError(f"the outcomes name {len(shared)} of the candidate's columns; a comparison needs two.")
     table = outcomes.with_models(shared)
+    chosen = sample_prompts(table.prompts, table.groups, MAX_PROMPTS)
+    drawn = f", a seeded sample of {len(table.prompts):,}" if len(chosen) < len(table.prompts) else ""
+    table = table.select(chosen) if drawn else table
     ours = [name for name in shared if name not in lost]
     before = _predict(router, router, current, table, ours, cache_folder)
     after = _predict(router, candidate, proposed, table, shared, cache_folder)
     complete = np.asarray(np.isfinite(table.score).all(1))
-    if complete.sum() >= 30:
-        return _paired(before, after, table, complete)
-    return _from_log(after, table)
+    verdict = _paired(before, after, table, complete) if complete.sum() >= 30 else _from_log(after, table)
+    return replace(verdict, how=verdict.how + drawn)
 
 
 def promote(router: Path, candidate: Path, stamp: str) -> Path:

@@ -17,6 +17,7 @@ import msgspec
 
 from onebeat.conductor.learning.outcomes import FIELDS, Gatherer, Outcomes
 from onebeat.engine.errors import InputError
+from onebeat.engine.strict_json import shown
 
 Record = tuple[str, Mapping[str, object] | str]
 BATCH_ROWS = 4096
@@ -38,7 +39,8 @@ def read_outcomes(
 def records(path: Path) -> Iterator[Record]:
     """The records of one file, chosen by its suffix: .jsonl .ndjson .csv .tsv .parquet .sqlite .db"""
     if not path.is_file():
-        raise InputError(f"there is no file {path}; give a file of outcomes (.jsonl, .csv, .parquet or a ledger).")
+        there = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+        raise InputError(f"{there}; give a file of outcomes (.jsonl, .csv, .parquet or a ledger).")
     suffix = path.suffix.lower()
     readers = {
         ".jsonl": _json_lines,
@@ -122,7 +124,8 @@ def _check_names(path: Path, names: set[str]) -> None:
         if names.intersection(alternatives):
             continue
         near = [match for name in alternatives for match in difflib.get_close_matches(name, sorted(names), 1, 0.5)]
-        hint = f"is it {near[0]!r}? rename it" if near else f"it has {', '.join(sorted(names)) or 'no columns'}"
+        found = shown(sorted(names)) if names else "no columns"
+        hint = f"is it {near[0]!r}? rename it" if near else f"it has {found}"
         raise InputError(f"{path} has no column {' or '.join(alternatives)}; {hint}.")
 
 

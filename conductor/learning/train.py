@@ -26,7 +26,15 @@ from onebeat.conductor.learning.preflight import check_arguments, check_outcomes
 from onebeat.conductor.learning.progress import Progress
 from onebeat.conductor.learning.solve import Recipe
 from onebeat.conductor.learning.sources import read_outcomes
-from onebeat.conductor.learning.splits import Split, hold_out_groups, hold_out_newest, split_prompts
+from onebeat.conductor.learning.splits import (
+    MAX_PROMPTS,
+    Split,
+    hold_out_groups,
+    hold_out_newest,
+    sample_prompts,
+    sampled,
+    split_prompts,
+)
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.errors import InputError
 from onebeat.engine.whole_folder import whole_folder
@@ -54,6 +62,8 @@ class Job:
     held_out_groups: tuple[str, ...] = ()
     newest_share: float | None = None
     """Hold out the newest prompts instead."""
+    max_prompts: int = MAX_PROMPTS
+    """Of more distinct prompts a seeded sample is read."""
     seed: int = 0
     use_everything: bool = False
     """After judging, fit once more on all prompts, test side included; eval then says so."""
@@ -93,11 +103,16 @@ def _train(job: Job, tap_sets: Sequence[Sequence[fit.TapName]], folder: Path, sa
     for line in everything.report.lines():
         say(line)
     fit.check(outcomes)
-    check_outcomes(job, outcomes, split_outcomes(outcomes, job))
+    split, read = split_outcomes(outcomes, job), len(outcomes.prompts)
+    chosen = sample_prompts(outcomes.prompts, outcomes.groups, job.max_prompts, seed=job.seed)
+    if len(chosen) < read:
+        say(sampled(len(chosen), read, job.seed))
+        everything, outcomes, split = everything.select(chosen), outcomes.select(chosen), split.within(chosen)
+    check_outcomes(job, outcomes, split)
     features = _features(job, tap_sets, outcomes)
     everything, outcomes = everything.select(features.rows), outcomes.select(features.rows)
+    split = split.within(features.rows)
     warnings = _warnings(outcomes, features)
-    split = split_outcomes(outcomes, job)
     head = _fit(job, tap_sets, features, outcomes, everything, split.fit, say)
     prices = prices_for(outcomes, job.prices, features.prompt_tokens)
     judged = judge(head, features, outcomes, prices, split.test) if len(split.test) else None
@@ -108,6 +123,7 @@ def _train(job: Job, tap_sets: Sequence[Sequence[fit.TapName]], folder: Path, sa
         say(f"fitting once more on all {len(rows)} prompts, with {head.recipe.name()}")
         head = _fit(replace(job, recipes=(head.recipe,)), [head.taps], features, outcomes, everything, rows, say)
     description = describe(job, head, features, outcomes, prices, split, rows, test)
+    description["fitted"]["sample"] = {"prompts": len(chosen), "of": read, "most": job.max_prompts}
     write_head(folder, description, head.tensors)
     if not job.head_only:
         link_backbone(job.backbone, folder)
@@ -136,7 +152,7 @@ def judge(
     head: fit.FittedHead, features: Features, outcomes: Outcomes, prices: Sequence[Price], rows: np.ndarray[Any, Any]
 ) -> Judged:
     """What the head predicts for `rows`, beside what came out; prompts without a score for every model are left out."""
-    quality, tokens = head.head().score_in_bulk(fit.side_by_side(features.states, head.taps)[rows])
+    quality, tokens = head.head().score_in_bulk(_side(features, head.taps, rows))
     table = outcomes.select(rows)
     return judged_of(quality, costs(table, prices, features.prompt_tokens[rows], tokens), table)
 
@@ -189,7 +205,7 @@ def describe(
     )
     reference = dial.balanced_reference(judged)
     files = ", ".join(path.name for path in job.files)
-    states = fit.side_by_side(features.states, head.taps)[rows]
+    states = _side(features, head.taps, rows)
     means = np.nanmean(np.where(np.isfinite(table.score), table.score, np.nan), axis=0)
     return {
         "format_version": 1,
@@ -272,6 +288,11 @@ def _fit(
         seed=job.seed,
         say=say,
     )
+
+
+def _side(features: Features, taps: Sequence[fit.TapName], rows: np.ndarray[Any, Any]) -> fit.Floats:
+    """[k, taps*H] of these rows."""
+    return fit.side_by_side({tap: features.states[tap][rows] for tap in taps}, taps)
 
 
 def _warnings(outcomes: Outcomes, features: Features) -> list[str]:

@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print JSON")
     add("--html", type=Path, help="write a report with plots to this file")
     add("--seed", type=int, default=0, help="of the resampling (default %(default)s)")
+    add(
+        "--max-prompts",
+        type=int,
+        help="judge a seeded sample of more distinct prompts; default: as the head was fitted",
+    )
     add("--cache", type=Path, help="folder for features; default: the user's cache")
 
 
@@ -29,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the judgement."""
     from onebeat.conductor.learning import report_html, report_text
     from onebeat.conductor.learning.evaluate import TARGETS, Question, evaluate
-    from onebeat.conductor.learning.preflight import LARGEST_SEED, check_cache, check_output_file
+    from onebeat.conductor.learning.preflight import LARGEST_SEED, MOST_PROMPTS, check_cache, check_output_file
     from onebeat.engine.arguments import whole
     from onebeat.engine.default_router import CACHE_FOLDER
     from onebeat.engine.hub import router_folder
@@ -38,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     # What is wrong with an argument is said before the minutes that reading prompts takes.
     whole("--bootstraps", args.bootstraps, least=0, largest=MOST_BOOTSTRAPS)
     whole("--seed", args.seed, least=0, largest=LARGEST_SEED)
+    if args.max_prompts is not None:
+        whole("--max-prompts", args.max_prompts, least=1, largest=MOST_PROMPTS)
     for target in args.target or TARGETS:
         parse_target(target)
     check_output_file("--html", args.html)
@@ -50,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         targets=tuple(args.target or TARGETS),
         bootstraps=args.bootstraps,
         seed=args.seed,
+        max_prompts=args.max_prompts,
         cache_folder=cache_folder,
     )
     result = evaluate(question, lambda line: print(line, file=sys.stderr, flush=True))

@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"--isolation names {part!r}; {nearest(part, (*ISOLATION, 'none'))}.")
     for path in args.answers:
         if not path.is_file():
-            raise InputError(f"there is no file {path}; give files of raw answers, as JSON lines.")
+            there = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+            raise InputError(f"{there}; give files of raw answers, as JSON lines.")
     _check_new("--output", args.output)
     _check_new("--ungraded", args.ungraded)
     if args.ungraded is not None and args.ungraded.absolute() == args.output.absolute():

@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--taps", action="append", help="layers to tap together, as 20 or 15,17:last,19; repeat to compare several")
     add("--template", default="{prompt}", help='text around the prompt, or "chat" for the chat template')
     add("--max-prompt-tokens", type=int, default=2048, help="longer prompts lose their middle (default %(default)s)")
+    add(
+        "--max-prompts",
+        type=int,
+        default=50_000,
+        help="of more distinct prompts a seeded sample is read (default %(default)s: half an hour on two cores)",
+    )
     add("--precision", choices=["int8", "bfloat16", "float32"], default="int8", help="as it will be served")
     add("--recipe", action="append", help="only this kind of head (kernel, linear, low_rank, mlp); may be repeated")
     add("--test-share", type=float, default=0.3, help="share of each source held out for judging (default %(default)s)")
@@ -85,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         test_share=args.test_share,
         held_out_groups=tuple(args.hold_out),
         newest_share=args.hold_out_newest,
+        max_prompts=args.max_prompts,
         seed=args.seed,
         use_everything=args.use_everything,
         head_only=args.head_only,

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from onebeat.conductor.admin import Drift
 from onebeat.conductor.config import Fleet
 from onebeat.conductor.fleet_file import parse_fleet
 from onebeat.conductor.scoring import LiveRouter
@@ -154,6 +155,7 @@ async def rig(
     live: LiveRouter | None = None,
     columns: tuple[Column, ...] = (),
     router: RouterConfig | None = None,
+    drift: Drift | None = None,
     change: tuple[tuple[str, str], ...] = (),
     key: str = "sk-simulated-0123456789",
 ) -> AsyncIterator[Rig]:
@@ -168,7 +170,7 @@ async def rig(
         if columns:
             router = RouterConfig("made up", (Tap(1, "mean"),), columns, HeadConfig("linear"))
         async with (
-            running(fleet, environ, live=live, router=router, port=0) as gateway,
+            running(fleet, environ, live=live, router=router, drift=drift, port=0) as gateway,
             aiohttp.ClientSession() as session,
         ):
             yield Rig(sim, gateway, session, ledger)

@@ -45,6 +45,18 @@ def test_no_drift_no_alarm_at_the_stated_rate() -> None:
     assert alarms <= 2
 
 
+def test_an_output_that_never_varied_alarms_when_it_moves_and_not_by_its_rounding() -> None:
+    """Every answer of one length: live scores differ from those in bulk by a float32's rounding."""
+    states, scores, _ = traffic(1600, 0)
+    held = DriftWatch(baseline(states, scores, np.full_like(scores, 60.0)))
+    states, scores, _ = traffic(256, 3)
+    held.observe(states, scores, np.full_like(scores, 60.00001))
+    assert not held.report()["drifted"]
+    held.observe(states, scores, np.full_like(scores, 63.0))
+    report = held.report()
+    assert report["drifted"] and report["changed"] == ["answer length"]
+
+
 @pytest.mark.parametrize(
     ("shift", "named"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,28 +81,37 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def training(folder: Path, output: str) -> list[str]:
+    """The command that fits two columns on the house's outcomes."""
+    command = ["train", str(folder / "outcomes.jsonl"), "--backbone", str(folder / "backbone")]
+    command += ["--prices", str(folder / "prices.json"), "--models", "cheap,dear", "--recipe", "kernel", "--taps", "2"]
+    return [*command, "--output", str(folder / output), "--cache", str(folder / "cache")]
+
+
 def train(folder: Path, output: str, *more: str) -> int:
-    return main(
-        [
-            "train",
-            str(folder / "outcomes.jsonl"),
-            "--backbone",
-            str(folder / "backbone"),
-            "--prices",
-            str(folder / "prices.json"),
-            "--models",
-            "cheap,dear",
-            "--recipe",
-            "kernel",
-            "--taps",
-            "2",
-            "--output",
-            str(folder / output),
-            "--cache",
-            str(folder / "cache"),
-            *more,
-        ]
-    )
+    return main([*training(folder, output), *more])
+
+
+Refused = Callable[[list[str], str], None]
+
+
+@pytest.fixture
+def refused(house: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """Runs a command that must end in one sentence, before a prompt is read and leaving nothing behind."""
+
+    def run(command: list[str], message: str) -> None:
+        for module in ("train", "evaluate", "features"):
+            monkeypatch.setattr(
+                f"onebeat.conductor.learning.{module}.extract", lambda *_, **__: pytest.fail("prompts were read")
+            )
+        capsys.readouterr()
+        before = {path.name for path in house.iterdir()}
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("onebeat: ") == 1 and "Traceback" not in error
+        assert {path.name for path in house.iterdir()} == before
+
+    return run
 
 
 def test_the_router_loads_routes_and_says_where_it_comes_from(house: Path) -> None:
@@ -131,6 +141,27 @@ def test_training_again_gives_the_same_head_and_reads_no_prompt_twice(
     assert (house / "again" / TENSORS).read_bytes() == (house / "router" / TENSORS).read_bytes()
 
 
+def test_of_many_prompts_a_seeded_sample_is_read_and_that_is_said(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(house, "sampled", "--max-prompts", "100") == 0
+    said = "100 of 160 distinct prompts, drawn by seed 0 from every source in proportion, are used; --max-prompts takes"
+    assert said in capsys.readouterr().err.replace("99 of", "100 of")
+    description, _ = read_head(house / "sampled")
+    sample = description["fitted"]["sample"]
+    assert sample["of"] == 160 and sample["most"] == 100 and 98 <= sample["prompts"] <= 100
+    assert description["fitted"]["prompts"] < sample["prompts"]
+    # What is judged was not fitted on: the same sample, the same sides.
+    judge = ["eval", str(house / "outcomes.jsonl"), "--router", str(house / "sampled"), "--cache", str(house / "cache")]
+    assert main([*judge, "--json", "--bootstraps", "0"]) == 0
+    printed = capsys.readouterr()
+    assert "distinct prompts, drawn by seed 0" in printed.err
+    found = json.loads(printed.out)
+    judged = found["prompts"] + found["prompts_without_every_score"]
+    assert judged + description["fitted"]["prompts"] == sample["prompts"]
+    assert found["prediction"]["auc"] == pytest.approx(description["fitted"]["test"]["auc"], abs=1e-3)
+
+
 def test_eval_in_text_json_and_html(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = house / "report.html"
     common = ["eval", str(house / "outcomes.jsonl"), "--router", str(house / "router"), "--bootstraps", "20"]
@@ -139,7 +170,7 @@ def test_eval_in_text_json_and_html(house: Path, capsys: pytest.CaptureFixture[s
     text = capsys.readouterr()
     assert "judged on 48 prompts" in text.out
     assert "40 nearest neighbours" in text.out
-    assert "1 models have no column" in text.err
+    assert "not judged, because the router has no column for them: other\n" in text.err
     written = page.read_text()
     assert written.count("<svg") == 2
     assert "http" not in written
@@ -231,6 +262,27 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(house: Path, monkeyp
     assert not list(cache.rglob(".half-*"))
 
 
+def test_a_part_of_the_cache_that_is_broken_is_read_again(
+    house: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("onebeat.conductor.learning.features.PART_TOKENS", 200)
+    texts, reading, cache = prompts(40, seed=12), Reading(((1, "mean"), (2, "last"))), house / "broken-cache"
+    whole = extract(house / "backbone", texts, reading, cache_folder=cache)
+    parts = sorted(cache.rglob("*.npz"))
+    assert len(parts) > 4
+    parts[0].write_bytes(parts[0].read_bytes()[:300])
+    parts[1].write_bytes(b"")
+    parts[2].write_text("no archive")
+    np.savez(parts[3].with_suffix(""), keys=np.zeros((1, 16), np.uint8), states=np.zeros((1, 3), np.float32))
+    again = extract(house / "backbone", texts, reading, cache_folder=cache)
+    for tap in reading.taps:
+        np.testing.assert_array_equal(again.states[tap], whole.states[tap])
+    assert caplog.text.count("of the feature cache cannot be used") == 4
+    caplog.clear()
+    extract(house / "backbone", texts, reading, cache_folder=cache)
+    assert not caplog.text
+
+
 def test_heads_are_fitted_on_the_states_that_are_served(house: Path) -> None:
     """int8 is smoothed when it is served: features that were not would belong to another backbone."""
     served = Router.from_pretrained(house / "router")
@@ -276,6 +328,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--prices", "missing.json"], "missing.json cannot be read"),
     (["--seed", "-1"], "--seed is -1; it must be a whole number of 0 to 4294967295"),
     (["--seed", "99999999999999999999999"], "--seed is 99999999999999999999999; it must be"),
+    (["--max-prompts", "3"], "--max-prompts is 3; it must be a whole number of 20 to"),
     (["--template", "no mark"], '--template is "no mark"; it must be "chat" or hold {prompt} exactly once'),
     (["--max-prompt-tokens", "3"], "--max-prompt-tokens is 3; it must be a whole number of 16 to 4096"),
     (["--max-prompt-tokens", "5000"], "--max-prompt-tokens is 5000; it must be"),
@@ -291,22 +344,9 @@ MISTAKES: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_end_in_one_sentence_before_a_prompt_is_read(
-    house: Path,
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    house: Path, refused: Refused, arguments: list[str], message: str
 ) -> None:
-    def read(*_: object, **__: object) -> None:
-        raise AssertionError("prompts were read before the arguments were looked at")
-
-    monkeypatch.setattr("onebeat.conductor.learning.train.extract", read)
-    capsys.readouterr()
-    before = {path.name for path in house.iterdir()}
-    assert train(house, "mistake", *arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("onebeat: ") == 1 and "Traceback" not in error
-    assert {path.name for path in house.iterdir()} == before
+    refused([*training(house, "mistake"), *arguments], message)
 
 
 def test_a_file_of_outcomes_that_is_none_is_told_before_any_is_read(
@@ -354,6 +394,7 @@ def test_the_chat_template_goes_with_the_router(house: Path) -> None:
 EVAL_MISTAKES: list[tuple[list[str], str]] = [
     (["--bootstraps", "-1"], "--bootstraps is -1; it must be a whole number of 0 to"),
     (["--seed", "-1"], "--seed is -1"),
+    (["--max-prompts", "0"], "--max-prompts is 0; it must be a whole number of 1 to"),
     (["--target", "soon"], "target is 'soon'; write a share"),
     (["--html", "/nowhere/x.html"], '--html is "/nowhere/x.html" and cannot be written (/nowhere is not a folder)'),
     (["--html", "/dev"], '--html is "/dev" and cannot be written (it is a folder)'),
@@ -364,19 +405,9 @@ EVAL_MISTAKES: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("arguments", "message"), EVAL_MISTAKES)
 def test_mistakes_in_eval_end_in_one_sentence_before_a_prompt_is_read(
-    house: Path,
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    house: Path, refused: Refused, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(
-        "onebeat.conductor.learning.evaluate.extract", lambda *_, **__: pytest.fail("prompts were read")
-    )
-    router = ["--router", str(house / "router")]
-    assert main(["eval", str(house / "outcomes.jsonl"), *router, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("onebeat: ") == 1
+    refused(["eval", str(house / "outcomes.jsonl"), "--router", str(house / "router"), *arguments], message)
 
 
 ONBOARD_MISTAKES: list[tuple[list[str], str]] = [
@@ -393,21 +424,11 @@ ONBOARD_MISTAKES: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("arguments", "message"), ONBOARD_MISTAKES)
 def test_mistakes_in_onboard_end_in_one_sentence_before_a_prompt_is_read(
-    house: Path,
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    house: Path, refused: Refused, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(
-        "onebeat.conductor.learning.features.extract", lambda *_, **__: pytest.fail("prompts were read")
-    )
     whole = ["--model", "other", "--outcomes", str(house / "outcomes.jsonl"), "--input-usd", "1", "--output-usd", "1"]
     whole += ["--output", str(house / "onboarded")]
-    assert main(["onboard", "--router", str(house / "router"), *whole, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("onebeat: ") == 1
-    assert not (house / "onboarded").exists()
+    refused(["onboard", "--router", str(house / "router"), *whole, *arguments], message)
 
 
 def test_without_prices_or_bills_the_missing_price_is_named(house: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,6 +78,7 @@ def test_everything_odd_is_counted_with_its_place(tmp_path: Path) -> None:
         json.dumps({"prompt": "three", "model": "", "score": 1}),
         json.dumps({"prompt": "three", "model": "b", "score": 1, "output_tokens": -4}),
         json.dumps({"prompt": "one", "model": "stranger", "score": 1}),
+        json.dumps(ROWS[1] | {"score": 0.5, "time": "yesterday", "propensity": 2}),
         "{not json",
         "[1, 2]",
     ]
@@ -85,16 +86,18 @@ def test_everything_odd_is_counted_with_its_place(tmp_path: Path) -> None:
     table = read_outcomes([path], models=["a", "b"])
     assert table.score[0, 1] == 0.5
     assert np.isnan(table.output_tokens[2, 1])
-    assert table.report.records == 14
+    assert table.report.records == 15
     assert table.report.used == 4
     assert dict(table.report.problems) == {
-        "duplicates of a prompt and model (merged)": 2,
+        "duplicates of a prompt and model (merged)": 3,
         "prompts and models with conflicting scores (averaged)": 1,
         "with a score outside 0..1 (left out)": 2,
         "without a score": 1,
         "without a prompt": 1,
         "without a model": 1,
         "with output_tokens that is not a number of zero or more (ignored)": 1,
+        "with a time that is neither ISO 8601 nor seconds (ignored)": 1,
+        "with a propensity that is not above 0 and at most 1 (ignored)": 1,
         "of a model that is not asked for (left out)": 1,
         "unreadable": 2,
     }

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebeat.conductor.learning.splits import folds, hold_out_groups, hold_out_newest, split_prompts
+from onebeat.conductor.learning.splits import folds, hold_out_groups, hold_out_newest, sample_prompts, split_prompts
 from onebeat.engine.errors import InputError
 
 PROMPTS = [f"prompt number {i}" for i in range(200)]
@@ -29,6 +29,26 @@ def test_every_source_gives_its_share_and_twins_stay_together() -> None:
     assert all((i in held) == (i + 200 in held) for i in range(200))
     assert sum(GROUPS[i % 200] == "y" for i in held) == 2 * 15
     assert "seed 1" in split.name
+
+
+@given(st.integers(0, 50), st.permutations(range(200)))
+def test_a_sample_depends_on_the_prompts_alone_and_takes_of_every_source(seed: int, order: list[int]) -> None:
+    rows = sample_prompts(PROMPTS, GROUPS, 100, seed=seed)
+    shuffled = sample_prompts([PROMPTS[i] for i in order], [GROUPS[i] for i in order], 100, seed=seed)
+    assert {PROMPTS[i] for i in rows} == {PROMPTS[order[i]] for i in shuffled}
+    assert rows.tolist() == sorted(rows.tolist()) and len(rows) == 100
+    assert sum(GROUPS[i] == "y" for i in rows) == 25
+    assert sample_prompts(PROMPTS, GROUPS, 200, seed=seed).tolist() == list(range(200))
+    assert len(sample_prompts(PROMPTS, [str(i) for i in range(200)], 50)) == 200  # Nobody's only prompt is left out.
+
+
+def test_a_sample_takes_from_both_sides_of_a_split_and_moves_nobody() -> None:
+    split = split_prompts(PROMPTS, GROUPS, seed=3)
+    rows = sample_prompts(PROMPTS, GROUPS, 100, seed=3)
+    inside = split.within(rows)
+    assert {int(rows[i]) for i in inside.test} == set(split.test.tolist()) & set(rows.tolist())
+    assert sorted([*inside.fit, *inside.test]) == list(range(len(rows)))
+    assert 15 < len(inside.test) < 45  # 30 of 100: drawn by another hash than the sides.
 
 
 def test_folds_cover_once_and_whole_groups_stay_whole() -> None:

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from onebeat.cli import main
+from onebeat.conductor.learning.graders.code import Limits
 from onebeat.conductor.learning.graders.grade import Grade
 from onebeat.conductor.learning.graders.numeric import grade_numeric
 from onebeat.conductor.learning.graders.rows import Graded, Grading, Tally
@@ -104,6 +105,14 @@ def test_numbers_beyond_every_float_are_no_answers() -> None:
 )
 def test_a_schema_that_is_none_cannot_be_graded_by(schema: dict[str, Any]) -> None:
     assert [grade_schema(answer, schema).score for answer in ('"text"', "4", "[1]", '{"a": 1}')].count(None) >= 1
+
+
+def test_programs_run_side_by_side_and_their_tests_decide() -> None:
+    output = "```python\ndef twice(x):\n    return 2 * x\n```"
+    rows = [ASKED | {"output": output, "tests": f"assert twice(2) == {wanted}"} for wanted in (4, 5, 4)]
+    found, tally = graded(rows, limits=Limits(required=()), jobs=3)
+    assert [row.outcome["score"] for row in found if row.outcome] == [1.0, 0.0, 1.0]
+    assert tally.by_grader == {"code": 3}
 
 
 def test_order_is_kept_and_what_train_reads_is_passed_on() -> None:
@@ -261,5 +270,5 @@ def test_empty_files_and_binary_garbage(tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr()
     assert "no row could be graded" in printed.out and "unreadable" in printed.err
     assert main(["grade", str(tmp_path), "--output", str(tmp_path / "c")]) == 2
-    assert "there is no file" in capsys.readouterr().err
+    assert f"{tmp_path} is a folder; give files of raw answers" in capsys.readouterr().err
     assert not any((tmp_path / name).exists() for name in "abc")
