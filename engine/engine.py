@@ -111,9 +111,10 @@ class Engine:
             raise StoppedError("the engine's threads stayed behind in a fork; make another engine in this process.")
         allowed_ms, now = check_deadline(deadline_ms), now_ms()
         due_ms = None if allowed_ms is None else now + allowed_ms
+        size = size_of(prompt)
         ticket = self._book.accept(prompt, now, due_ms, flag("features", features))
         ticket.future.add_done_callback(lambda future: self._drop_if_cancelled(ticket, future))
-        self._to_prepare.put(ticket.prompt_id, ticket, size_of(prompt))
+        self._to_prepare.put(ticket.prompt_id, ticket, size)
         if due_ms is not None:
             self._deadlines.add(due_ms)
         return ticket.future
@@ -248,9 +249,12 @@ class Engine:
 
 def size_of(prompt: Prompt) -> int:
     """About how many characters a prompt has; 0 for what is no prompt, which preparing it will say."""
-    texts: list[object] = [prompt]
-    if isinstance(prompt, list):
-        texts = [message.get("content") for message in prompt if isinstance(message, Mapping)]
+    if isinstance(prompt, str):
+        return len(prompt)
+    messages = prompt if isinstance(prompt, list) else []
+    contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    texts = contents + [part.get("text") for part in parts if isinstance(part, Mapping)]
     return sum(len(text) for text in texts if isinstance(text, str))
 
 

@@ -11,8 +11,8 @@ from concurrent.futures import as_completed, wait
 
 import pytest
 
-from onebeat.engine.engine import LARGE_CHARACTERS
-from onebeat.engine.errors import ConfigError, DeadlineError, StoppedError
+from onebeat.engine.engine import LARGE_CHARACTERS, size_of
+from onebeat.engine.errors import ConfigError, DeadlineError, InputError, StoppedError
 from onebeat.engine.tickets import Ticket
 from tests.engine.fake_model import CHUNK_TOKENS, FakeModel, Prepared, engine_of, prepare
 from tests.engine.test_engine import SOON_S, running, until, value
@@ -185,6 +185,27 @@ def test_counts_go_on_after_a_restart_and_waiting_tokens_count_down() -> None:
         assert 0 < engine.snapshot().waiting_tokens < 4 * CHUNK_TOKENS
         model.gate.set()
         assert value(future) == 20.0 * CHUNK_TOKENS and engine.snapshot().waiting_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "size"),
+    [
+        ("abc", 3),
+        ([{"role": "user", "content": "abc"}, {"content": [{"type": "text", "text": "de"}, "x", {"image": 1}]}], 5),
+        ([], 0),
+        (["abc", None, {"content": 3}], 0),
+    ],
+)
+def test_the_size_of_a_prompt_is_that_of_its_texts(prompt: object, size: int) -> None:
+    assert size_of(prompt) == size  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompt", [None, 7.5, {"content": "abc"}])
+def test_what_is_no_prompt_fails_its_own_caller_only(prompt: object) -> None:
+    with running(FakeModel()) as engine:
+        with pytest.raises((ValueError, InputError)):
+            engine.submit(prompt).result(SOON_S)  # type: ignore[arg-type]
+        assert value(engine.submit("1")) == 1.0
 
 
 def test_huge_prompts_do_not_hold_up_the_tokenising_of_short_ones() -> None:
