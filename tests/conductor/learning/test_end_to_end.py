@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,103 +13,8 @@ from onebeat import Router
 from onebeat.cli import main
 from onebeat.conductor.learning.artifact import TENSORS, read_head
 from onebeat.conductor.learning.features import Reading, extract
-from onebeat.engine.config import BackboneConfig
 from onebeat.engine.errors import InputError
-from tools.synthetic_checkpoint import write_checkpoint
-
-WORDS = ("sum", "prove", "translate", "river", "matrix", "poem", "tax", "whale", "graph", "verb", "stone", "quark")
-MODELS = {"cheap": (0.1, 0.4), "dear": (2.0, 8.0), "other": (1.0, 1.0)}
-
-
-def prompts(count: int, seed: int = 0) -> list[str]:
-    random = np.random.default_rng(seed)
-    return [f"{i} " + " ".join(random.choice(WORDS, random.integers(3, 12))) for i in range(count)]
-
-
-def outcomes(texts: list[str], models: list[str], seed: int = 1) -> list[dict[str, Any]]:
-    """Prompts with "prove" or "quark" in them are hard, for the cheap model above all."""
-    random = np.random.default_rng(seed)
-    rows = []
-    for text in texts:
-        hard = "prove" in text or "quark" in text
-        for model in models:
-            chance = {"cheap": 0.15 if hard else 0.9, "dear": 0.85 if hard else 0.95, "other": 0.4 if hard else 0.9}[
-                model
-            ]
-            rows.append(
-                {
-                    "prompt": text,
-                    "model": model,
-                    "score": int(random.uniform() < chance),
-                    "output_tokens": int(random.integers(50, 150)),
-                    "group": "short" if len(text) < 45 else "long",
-                }
-            )
-    return rows
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone, outcomes, prices, and a router fitted on them."""
-    folder = tmp_path_factory.mktemp("house")
-    config = BackboneConfig(
-        family="llama",
-        vocab_size=512,
-        hidden_size=64,
-        layers=3,
-        feed_forward=128,
-        query_heads=1,
-        key_heads=1,
-        head_size=64,
-        max_positions=4096,
-        norm_eps=1e-5,
-        rope_theta=10000.0,
-        tied_embeddings=True,
-    )
-    write_checkpoint(folder / "backbone", config)
-    write(folder / "outcomes.jsonl", outcomes(prompts(160), ["cheap", "dear", "other"]))
-    listed = {name: {"input_usd_per_million": a, "output_usd_per_million": b} for name, (a, b) in MODELS.items()}
-    (folder / "prices.json").write_text(json.dumps(listed))
-    assert train(folder, "router") == 0
-    return folder
-
-
-def training(folder: Path, output: str) -> list[str]:
-    """The command that fits two columns on the house's outcomes."""
-    command = ["train", str(folder / "outcomes.jsonl"), "--backbone", str(folder / "backbone")]
-    command += ["--prices", str(folder / "prices.json"), "--models", "cheap,dear", "--recipe", "kernel", "--taps", "2"]
-    return [*command, "--output", str(folder / output), "--cache", str(folder / "cache")]
-
-
-def train(folder: Path, output: str, *more: str) -> int:
-    return main([*training(folder, output), *more])
-
-
-Refused = Callable[[list[str], str], None]
-
-
-@pytest.fixture
-def refused(house: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refused:
-    """Runs a command that must end in one sentence, before a prompt is read and leaving nothing behind."""
-
-    def run(command: list[str], message: str) -> None:
-        for module in ("train", "evaluate", "features"):
-            monkeypatch.setattr(
-                f"onebeat.conductor.learning.{module}.extract", lambda *_, **__: pytest.fail("prompts were read")
-            )
-        capsys.readouterr()
-        before = {path.name for path in house.iterdir()}
-        assert main(command) == 2
-        error = capsys.readouterr().err
-        assert message in error and error.count("onebeat: ") == 1 and "Traceback" not in error
-        assert {path.name for path in house.iterdir()} == before
-
-    return run
+from tests.conductor.learning.house import outcomes, prompts, train, write
 
 
 def test_the_router_loads_routes_and_says_where_it_comes_from(house: Path) -> None:
@@ -305,50 +208,6 @@ def test_very_long_and_unreadable_prompts(house: Path) -> None:
         extract(house / "backbone", texts, Reading(((9, "mean"),)))
 
 
-MISTAKES: list[tuple[list[str], str]] = [
-    (["--models", "cheap,unheard-of"], "no outcome names model 'unheard-of'"),
-    (["--models", "cheap,dear,cheap"], '--models names "cheap" 2 times; name every column once'),
-    (["--models", "cheap,,dear"], '--models names "" 1 times'),
-    (["--models", "cheap"], "cheap is the only model with outcomes"),
-    (["--taps", "deep"], "--taps is 'deep'"),
-    (["--taps", "2:median"], "--taps is '2:median'"),
-    (["--taps", "\u00b2"], "--taps is '\u00b2'"),
-    (["--taps", ""], "--taps is ''"),
-    (["--taps", "9"], "taps are at layers [9]; they must ascend"),
-    (["--taps", "2,1"], "taps are at layers [2, 1]; they must ascend"),
-    (["--recipe", "forest"], "--recipe is forest; it is one of kernel, linear, low_rank, mlp"),
-    (["--hold-out", "nowhere"], "no prompt is of group 'nowhere'"),
-    (["--hold-out", "short", "--hold-out", "long"], "leaves nothing to fit on"),
-    (["--hold-out", "short", "--hold-out-newest", "0.2"], "hold out one or the other"),
-    (["--hold-out-newest", "0.2"], "0 have a time"),
-    (["--hold-out-newest", "nan"], "--hold-out-newest is nan; it must be a share above 0 and below 1"),
-    (["--test-share", "2"], "--test-share is 2.0; it must be a share of 0 to below 1"),
-    (["--test-share", "nan"], "--test-share is nan"),
-    (["--test-share", "0.95"], "8 prompts are too few to fit and judge a head"),
-    (["--prices", "missing.json"], "missing.json cannot be read"),
-    (["--seed", "-1"], "--seed is -1; it must be a whole number of 0 to 4294967295"),
-    (["--seed", "99999999999999999999999"], "--seed is 99999999999999999999999; it must be"),
-    (["--max-prompts", "3"], "--max-prompts is 3; it must be a whole number of 20 to"),
-    (["--template", "no mark"], '--template is "no mark"; it must be "chat" or hold {prompt} exactly once'),
-    (["--max-prompt-tokens", "3"], "--max-prompt-tokens is 3; it must be a whole number of 16 to 4096"),
-    (["--max-prompt-tokens", "5000"], "--max-prompt-tokens is 5000; it must be"),
-    (["--name", " "], 'the router\'s name would be " "; give one with --name'),
-    (["--backbone", "/nowhere"], '"/nowhere" is not a folder'),
-    (["--backbone", "/dev"], "/dev/config.json does not exist"),
-    (["--cache", "/dev/null/x"], "the folder for features, /dev/null/x, cannot be made (Not a directory)"),
-    (["--output", "/dev/null/x"], "/dev/null/x cannot be"),
-    (["--output", "/dev"], "/dev is there already and not an empty folder"),
-    (["--fleet", "/nowhere.toml"], "/nowhere.toml"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_mistakes_end_in_one_sentence_before_a_prompt_is_read(
-    house: Path, refused: Refused, arguments: list[str], message: str
-) -> None:
-    refused([*training(house, "mistake"), *arguments], message)
-
-
 def test_a_file_of_outcomes_that_is_none_is_told_before_any_is_read(
     house: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -389,46 +248,6 @@ def test_the_chat_template_goes_with_the_router(house: Path) -> None:
     assert train(house, "chatting", "--backbone", str(backbone), "--template", "chat") == 0
     assert Router.from_pretrained(house / "chatting").prepare("hello").prompt_tokens > 0
     assert (house / "chatting" / "chat_template.jinja").is_file()
-
-
-EVAL_MISTAKES: list[tuple[list[str], str]] = [
-    (["--bootstraps", "-1"], "--bootstraps is -1; it must be a whole number of 0 to"),
-    (["--seed", "-1"], "--seed is -1"),
-    (["--max-prompts", "0"], "--max-prompts is 0; it must be a whole number of 1 to"),
-    (["--target", "soon"], "target is 'soon'; write a share"),
-    (["--html", "/nowhere/x.html"], '--html is "/nowhere/x.html" and cannot be written (/nowhere is not a folder)'),
-    (["--html", "/dev"], '--html is "/dev" and cannot be written (it is a folder)'),
-    (["--router", "/nowhere"], '"/nowhere" is not a folder'),
-    (["--cache", "/dev/null/x"], "the folder for features, /dev/null/x, cannot be made"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), EVAL_MISTAKES)
-def test_mistakes_in_eval_end_in_one_sentence_before_a_prompt_is_read(
-    house: Path, refused: Refused, arguments: list[str], message: str
-) -> None:
-    refused(["eval", str(house / "outcomes.jsonl"), "--router", str(house / "router"), *arguments], message)
-
-
-ONBOARD_MISTAKES: list[tuple[list[str], str]] = [
-    (["--count", "5", "--chosen", "x"], "--count is 5; it must be a whole number of 20 to 200"),
-    (["--chosen", "/nowhere/x"], '--chosen is "/nowhere/x" and cannot be written'),
-    (["--seed", "-1", "--chosen", "x"], "--seed is -1"),
-    (["--input-usd", "nan"], "--input-usd is nan; it must be 0 to 1,000,000 dollars"),
-    (["--output-usd", "-1"], "--output-usd is -1.0; it must be"),
-    (["--model", " "], "--model is ' '; give the new model's name"),
-    (["--successor-of", "nobody"], "--successor-of is 'nobody'; the columns are cheap, dear"),
-    (["--output", "/dev"], "/dev is there already and not an empty folder"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), ONBOARD_MISTAKES)
-def test_mistakes_in_onboard_end_in_one_sentence_before_a_prompt_is_read(
-    house: Path, refused: Refused, arguments: list[str], message: str
-) -> None:
-    whole = ["--model", "other", "--outcomes", str(house / "outcomes.jsonl"), "--input-usd", "1", "--output-usd", "1"]
-    whole += ["--output", str(house / "onboarded")]
-    refused(["onboard", "--router", str(house / "router"), *whole, *arguments], message)
 
 
 def test_without_prices_or_bills_the_missing_price_is_named(house: Path, capsys: pytest.CaptureFixture[str]) -> None:

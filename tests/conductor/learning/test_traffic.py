@@ -13,7 +13,7 @@ from onebeat.cli import main
 from onebeat.conductor.learning.drift import DriftWatch
 from onebeat.conductor.learning.sources import read_outcomes
 from tests.conductor.gateway_rig import MODELS, rig
-from tests.conductor.learning.test_end_to_end import prompts, write
+from tests.conductor.learning.house import prompts, write
 from tests.engine.tiny_routers import tiny_router
 
 NAMES = ("gpt-4o", "gemini-2.5-flash")
@@ -24,7 +24,7 @@ def is_right(model: str, prompt: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def traffic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A router fitted on outcomes of two of the fleet's models, one of which fails hard prompts."""
     folder = tmp_path_factory.mktemp("traffic")
     tiny_router(folder / "backbone", max_positions=4096)
@@ -50,9 +50,9 @@ def fit(folder: Path, outcomes: str, name: str, *more: str) -> int:
 
 
 async def test_traffic_is_watched_logged_and_judged_by(
-    house: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    traffic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    router = Router.from_pretrained(house / "router")
+    router = Router.from_pretrained(traffic / "router")
     watch = DriftWatch(router.config.drift, [column.name for column in router.columns])
     window = int(router.config.drift["window"])
     asked = prompts(2 * window, seed=31)
@@ -86,10 +86,10 @@ async def test_traffic_is_watched_logged_and_judged_by(
     assert len(table.prompts) == len(asked) and set(table.models) == set(NAMES)
     assert np.isfinite(table.propensity).sum() == len(asked) and (table.propensity < 1).any()
     # One answer a prompt: nothing to fit on, and that is said; a candidate can be judged all the same.
-    assert fit(house, ledger, "from-traffic") == 2
+    assert fit(traffic, ledger, "from-traffic") == 2
     assert "no prompt was answered by two models" in capsys.readouterr().err
-    assert fit(house, str(house / "outcomes.jsonl"), "candidate", "--seed", "1") == 0
+    assert fit(traffic, str(traffic / "outcomes.jsonl"), "candidate", "--seed", "1") == 0
     capsys.readouterr()
-    common = ["--router", str(house / "router"), "--outcomes", ledger, "--cache", str(house / "cache"), "--dry-run"]
-    assert main(["promote", str(house / "candidate"), *common]) in (0, 3)
+    common = ["--router", str(traffic / "router"), "--outcomes", ledger, "--cache", str(traffic / "cache"), "--dry-run"]
+    assert main(["promote", str(traffic / "candidate"), *common]) in (0, 3)
     assert "doubly robust from the log" in capsys.readouterr().out
