@@ -58,6 +58,8 @@ class Trial:
     """Mean squared error of the predicted difference between a model and the mean of the others: what routing uses."""
     auc: float | None
     auc_within: float | None
+    losses: Floats
+    """[n] each prompt's part in the criterion."""
 
     @property
     def criterion(self) -> float:
@@ -101,7 +103,10 @@ def fit(
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> FittedHead:
-    """Searches taps with one recipe, then recipes on the best taps, then fits the winner on every prompt.
+    """Searches taps with one recipe, then recipes on those taps, then fits the winner on every prompt.
+
+    Between tap sets that the folds cannot tell apart (by one standard error of the difference, prompt by prompt) the
+    one of most taps is taken, if it reads no deeper than the best: chance should not choose a poorer view.
 
     `auxiliary` holds further models of the same prompts: tasks that shape what the models share, dropped afterwards.
     Raises `InputError` where the outcomes cannot tell models apart.
@@ -125,7 +130,8 @@ def fit(
         return trial, predicted
 
     first = recipes[0] if FIRST not in recipes else FIRST
-    best, predicted = min((attempt(taps, first) for taps in tap_sets), key=lambda pair: pair[0].criterion)
+    tried = [attempt(taps, first) for taps in tap_sets]
+    best, predicted = tried[steadiest([trial for trial, _ in tried])]
     for recipe in recipes:
         if recipe != first:
             trial, candidate = attempt(best.taps, recipe)
@@ -144,6 +150,22 @@ def fit(
         predicted.tokens,
         tuple(sorted(trials, key=lambda trial: trial.criterion)),
     )
+
+
+def steadiest(trials: Sequence[Trial]) -> int:
+    """Which trial's taps to take: of those that are not surely worse than the best and read no deeper, most taps."""
+    best = min(trials, key=lambda trial: trial.criterion)
+    deepest = max(layer for layer, _ in best.taps)
+
+    def place(number: int) -> tuple[int, float]:
+        trial = trials[number]
+        behind = trial.losses.astype(np.float64) - best.losses
+        error = float(behind.std()) / max(len(behind), 1) ** 0.5
+        if float(behind.mean()) > error or max(layer for layer, _ in trial.taps) > deepest:
+            return 0, -trial.criterion
+        return len(trial.taps), -trial.criterion
+
+    return max(range(len(trials)), key=place)
 
 
 def check(outcomes: Outcomes) -> None:
@@ -281,7 +303,8 @@ def _judge(taps: tuple[TapName, ...], recipe: Recipe, logits: Floats, outcomes: 
     score = outcomes.score.astype(np.float64)
     residual = np.where(known, quality - np.nan_to_num(score), np.nan)
     several = known.sum(1) > 1
-    centred = residual[several] - np.nanmean(residual[several], axis=1, keepdims=True)
+    centred = np.full_like(residual, np.nan)
+    centred[several] = residual[several] - np.nanmean(residual[several], axis=1, keepdims=True)
     return Trial(
         taps,
         recipe,
@@ -289,7 +312,19 @@ def _judge(taps: tuple[TapName, ...], recipe: Recipe, logits: Floats, outcomes: 
         float(np.nanmean(np.square(centred))),
         auc_overall(quality, score),
         auc_within(quality, score, outcomes.groups),
+        _losses(quality, score, known, centred),
     )
+
+
+def _losses(
+    quality: NDArray[np.float64], score: NDArray[np.float64], known: NDArray[np.bool_], centred: NDArray[np.float64]
+) -> Floats:
+    """[n] the cross-entropy and the error between models of each prompt, so that their mean is the criterion."""
+    clipped = np.clip(quality, 1e-6, 1 - 1e-6)
+    entropy = np.where(known, score * np.log(clipped) + (1 - score) * np.log(1 - clipped), 0.0)
+    square = np.nan_to_num(np.square(centred))
+    between = square.sum(1) / max(np.isfinite(centred).sum(), 1)
+    return np.asarray(len(score) * (2.0 * between - entropy.sum(1) / max(known.sum(), 1)), np.float32)
 
 
 def _with_auxiliary(outcomes: Outcomes, auxiliary: Outcomes | None) -> Outcomes:

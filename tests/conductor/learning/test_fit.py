@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onebeat.conductor.learning.curves import choose
-from onebeat.conductor.learning.fit import RECIPES, fit, one_class, out_of_fold
+from onebeat.conductor.learning.fit import RECIPES, Trial, fit, one_class, out_of_fold, steadiest
 from onebeat.conductor.learning.kernel import fit_kernel, impute
 from onebeat.conductor.learning.metrics import auc_overall, calibration_error
 from onebeat.conductor.learning.outcomes import Gatherer, Outcomes
@@ -66,6 +66,36 @@ def test_the_search_prefers_the_informative_tap_and_says_what_it_tried() -> None
     assert head.taps == ((4, "last"),)
     assert len(said) == len(head.trials) == 3
     assert [trial.criterion for trial in head.trials] == sorted(trial.criterion for trial in head.trials)
+
+
+def trial(taps: list[int], losses: list[float]) -> Trial:
+    mean = float(np.mean(losses))
+    named = tuple((layer, "mean") for layer in taps)
+    return Trial(named, QUICK["kernel"], mean, 0.0, None, None, np.array(losses, np.float32))
+
+
+def test_a_difference_by_chance_does_not_choose_fewer_taps() -> None:
+    dice = np.random.default_rng(1)
+    best = dice.normal(0.5, 0.2, 400)
+    apart = dice.normal(0.0, 0.1, 400)
+    alike, worse = best + apart - apart.mean() + 0.0005, best + apart - apart.mean() + 0.05
+    one, three = trial([20], list(best)), trial([15, 17, 19], list(alike))
+    assert one.criterion < three.criterion and steadiest([one, three]) == 1 and steadiest([three, one]) == 0
+    assert steadiest([one, trial([15, 17, 19], list(worse))]) == 0, "surely worse"
+    assert steadiest([one, trial([15, 17, 21], list(alike))]) == 0, "reads deeper"
+    assert steadiest([one]) == 0
+
+
+def test_the_losses_of_prompts_make_up_the_criterion() -> None:
+    x, _, outcomes = world(200)
+    holes = np.random.default_rng(2).random(outcomes.score.shape) < 0.2
+    outcomes = replace(
+        outcomes,
+        score=np.where(holes, np.nan, outcomes.score).astype(np.float32),
+        weight=np.where(holes, 0.0, outcomes.weight).astype(np.float32),
+    )
+    for found in fit({TAP: x}, outcomes, tap_sets=[[TAP]], recipes=[QUICK["kernel"], QUICK["linear"]]).trials:
+        assert float(found.losses.mean()) == pytest.approx(found.criterion, rel=1e-4)
 
 
 def test_choices_do_not_collapse_onto_one_model() -> None:
