@@ -12,7 +12,6 @@ and warmed up again, and is forgiven once.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import time
@@ -37,7 +36,7 @@ from onebeat.engine.worker import Worker
 log = logging.getLogger(__name__)
 
 LARGE_CHARACTERS = 100_000
-"""A prompt of more may not take the last tokenizer thread."""
+"""A prompt of more goes to the tokenizer thread for large ones."""
 
 
 class Engine:
@@ -53,7 +52,8 @@ class Engine:
         self._report = report or (lambda done, total, what: None)
         self._meter = Meter()
         self._book = TicketBook(queue_prompts, self._meter)
-        self._to_prepare: Tray[Ticket] = Tray(LARGE_CHARACTERS)
+        self._to_prepare: Tray[Ticket] = Tray()
+        self._large_to_prepare: Tray[Ticket] = Tray()
         self._worker = Worker(parts, self._book, self._meter, now_ms)
         self._deadlines = DeadlineWatch(self._expire, now_ms)
         self._process = os.getpid()
@@ -61,15 +61,12 @@ class Engine:
         """Set once the first warm-up has ended, well or not."""
         self._ready = self._healthy = self._stopping = False
         self._failure: BaseException | None = None
+        # Huge prompts take seconds each, and have a thread of their own.
+        trays = {f"tokenizer-{index}": self._to_prepare for index in range(tokenizer_threads)}
+        trays["tokenizer-large"] = self._large_to_prepare
         self._threads = [
-            threading.Thread(
-                target=self._prepare_forever,
-                # One of several is kept for prompts of a usual size: huge ones take seconds.
-                args=(LARGE_CHARACTERS if index == 0 and tokenizer_threads > 1 else math.inf,),
-                name=f"onebeat-tokenizer-{index}",
-                daemon=True,
-            )
-            for index in range(tokenizer_threads)
+            threading.Thread(target=self._prepare_forever, args=(tray,), name=f"onebeat-{name}", daemon=True)
+            for name, tray in trays.items()
         ]
         self._thread = threading.Thread(target=self._work_forever, name="onebeat-model", daemon=True)
 
@@ -111,10 +108,10 @@ class Engine:
             raise StoppedError("the engine's threads stayed behind in a fork; make another engine in this process.")
         allowed_ms, now = check_deadline(deadline_ms), now_ms()
         due_ms = None if allowed_ms is None else now + allowed_ms
-        size = size_of(prompt)
+        is_large = size_of(prompt) > LARGE_CHARACTERS
         ticket = self._book.accept(prompt, now, due_ms, flag("features", features))
         ticket.future.add_done_callback(lambda future: self._drop_if_cancelled(ticket, future))
-        self._to_prepare.put(ticket.prompt_id, ticket, size)
+        (self._large_to_prepare if is_large else self._to_prepare).put(ticket.prompt_id, ticket)
         if due_ms is not None:
             self._deadlines.add(due_ms)
         return ticket.future
@@ -133,6 +130,7 @@ class Engine:
         self._worker.halt()
         self._book.end_all(f"the engine stopped before this prompt was computed, after a grace of {grace_s:g} s.", None)
         self._to_prepare.close()
+        self._large_to_prepare.close()
         self._deadlines.close()
         # A step cannot be interrupted; the thread is a daemon and ends with it.
         self._join(1.0)
@@ -192,11 +190,12 @@ class Engine:
         return next_ms
 
     def _forget(self, ticket: Ticket) -> None:
-        self._to_prepare.discard(ticket.prompt_id)
+        if not self._to_prepare.discard(ticket.prompt_id):
+            self._large_to_prepare.discard(ticket.prompt_id)
         self._worker.tell_gone(ticket.prompt_id)
 
-    def _prepare_forever(self, largest: float) -> None:
-        while (ticket := self._to_prepare.take(largest)) is not None:
+    def _prepare_forever(self, tray: Tray[Ticket]) -> None:
+        while (ticket := tray.take()) is not None:
             if ticket.prompt_id not in self._book:
                 continue
             try:

@@ -1,14 +1,13 @@
 """A queue between threads whose items can be taken back.
 
-Enters: items under keys, from any thread. Leaves: the same items in order, to whoever takes them. A `queue.SimpleQueue`
-would keep whatever was put in until its reader comes by, and a reader that is busy for seconds would hold the memory of
-every caller who came and left in the meantime.
+Enters: items under keys, from any thread. Leaves: the same items in order, to whoever takes them. A queue alone would
+keep whatever was put in until its reader comes by, and a reader that is busy for seconds would hold the memory of every
+caller who came and left in the meantime; here only the number of one that left stays until then.
 """
 
 from __future__ import annotations
 
-import math
-import threading
+import queue
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -17,59 +16,48 @@ Item = TypeVar("Item")
 class Tray(Generic[Item]):
     """All methods may be called by any thread."""
 
-    def __init__(self, usual_size: float = math.inf) -> None:
-        """Any reader takes items of up to `usual_size`; larger ones may not be for everybody."""
-        self._usual_size = usual_size
-        self._items: dict[int, tuple[Item, int]] = {}
-        self._changed = threading.Condition(threading.Lock())
-        self._woken = self._closed = False
+    def __init__(self) -> None:
+        self._items: dict[int, Item] = {}
+        self._keys: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        """In order; None only wakes a reader."""
+        self._is_woken = self._is_closed = False
 
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def put(self, key: int, item: Item, size: int = 0) -> None:
+    def put(self, key: int, item: Item) -> None:
         """Last in the queue."""
-        with self._changed:
-            self._items[key] = (item, size)
-            if size <= self._usual_size:
-                self._changed.notify()
-            else:
-                self._changed.notify_all()
+        self._items[key] = item
+        self._keys.put(key)
 
     def discard(self, key: int) -> bool:
         """Takes an item back; False when it is not there any more."""
-        with self._changed:
-            return self._items.pop(key, None) is not None
+        return self._items.pop(key, None) is not None
 
-    def take(self, largest: float = math.inf) -> Item | None:
-        """The first item of at most `largest`, as soon as there is one; None once closed."""
-        with self._changed:
-            while not self._closed:
-                for key, (item, size) in self._items.items():
-                    if size <= largest:
-                        del self._items[key]
-                        return item
-                self._changed.wait()
-            return None
+    def take(self) -> Item | None:
+        """The first item, as soon as there is one; None once closed. For any number of readers."""
+        while not self._is_closed:
+            key = self._keys.get()
+            item = None if key is None else self._items.pop(key, None)
+            if item is not None and not self._is_closed:
+                return item
+        self._keys.put(None)  # For the next reader.
+        return None
 
     def take_all(self, *, wait: bool) -> list[Item]:
-        """Everything; with `wait` not before there is something, or `wake` was called since the last time."""
-        with self._changed:
-            while wait and not self._items and not self._woken and not self._closed:
-                self._changed.wait()
-            self._woken = False
-            items = [item for item, _ in self._items.values()]
-            self._items.clear()
-        return items
+        """Everything; with `wait` not before something was put in, or `wake` was called. For one reader."""
+        keys = [self._keys.get()] if wait else []
+        # Before the queue is emptied: whoever still finds it set has left a None that is read below.
+        self._is_woken = False
+        while not self._keys.empty():
+            keys.append(self._keys.get())
+        items = [self._items.pop(key, None) for key in keys if key is not None]
+        return [item for item in items if item is not None]
 
     def wake(self) -> None:
         """Lets a waiting `take_all` return."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify_all()
+        if not self._is_woken:
+            self._is_woken = True
+            self._keys.put(None)
 
     def close(self) -> None:
-        """Lets every reader return, now and later."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        """Lets every `take` return None, now and later."""
+        self._is_closed = True
+        self._keys.put(None)
