@@ -144,7 +144,7 @@ def honest(router: Router, test: Table) -> dict[str, object]:
 
 def _points(curve: Curve, cost_usd: float, best: float) -> float | None:
     quality = quality_at_cost(curve, cost_usd)
-    return None if quality is None else round(100 * (quality - best), 2)
+    return None if quality is None else round(100 * float(quality - best), 2)
 
 
 def _line(before: Flips, after: Flips) -> str:
