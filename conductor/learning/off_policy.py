@@ -11,6 +11,7 @@ unbiased if either the propensities or the model are right. Weights are clipped;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,13 +60,78 @@ class Comparison:
     clipped_share: float
 
 
+@dataclass(frozen=True, slots=True)
+class Rivals:
+    """Two policies at one position of the dial."""
+
+    first: NDArray[np.int64]
+    """[n] what the one would choose."""
+    second: NDArray[np.int64]
+    """[n] what the other would."""
+    reward: Doubles
+    """[n] what came of the logged choice, in this position's utility."""
+    modelled: Doubles
+    """[n, M] predicted rewards: the same for both, so that neither is flattered by its own forecast."""
+    span: Doubles
+    """[n] the most by which the two choices' rewards can differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What the second policy earns more than the first."""
+
+    gain: Estimate
+    differing: int
+    """Prompts on which the two choose differently somewhere on the dial: all others add exactly 0."""
+    effective_prompts: float
+    """Of those, how many the log can speak for."""
+
+
+def difference(choice: NDArray[np.int64], propensity: Doubles, dial: Sequence[Rivals]) -> Difference:
+    """The paired, doubly robust difference of two policies on one log, averaged over positions of the dial.
+
+    Where the two differ and the log chose with certainty, the interval is as wide as such prompts allow, whatever the
+    model says; so it is everywhere where the log speaks for fewer than `LEAST_EFFECTIVE` of the prompts that differ.
+    Raises `InputError` for a log without propensities in range, or one that is blind on more than half of its prompts.
+    """
+    _check(propensity)
+    rows = np.arange(len(choice))
+    gains, span, weights = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows))
+    differs = np.zeros(len(rows), bool)
+    inverse = np.minimum(1.0 / propensity, LARGEST_WEIGHT)
+    for rivals in dial:
+        apart = rivals.first != rivals.second
+        residual = rivals.reward - rivals.modelled[rows, choice]
+        sign = (choice == rivals.second).astype(np.float64) - (choice == rivals.first)
+        direct = rivals.modelled[rows, rivals.second] - rivals.modelled[rows, rivals.first]
+        gains += np.where(apart, direct + sign * inverse * residual, 0.0) / len(dial)
+        span += np.where(apart, rivals.span, 0.0) / len(dial)
+        weights += np.where(apart, np.abs(sign) * inverse, 0.0) / len(dial)
+        differs |= apart
+    blind = differs & (propensity >= 1.0)
+    if blind.mean() > 0.5:
+        raise InputError(
+            f"the log is blind on {100 * blind.mean():.0f} % of {len(rows)} prompts (it chose with certainty, where the "
+            "two heads choose differently); set router.exploration_share above 0 and collect more."
+        )
+    effective = float(weights.sum() ** 2 / max(np.square(weights).sum(), 1e-12))
+    unseen = differs if effective < LEAST_EFFECTIVE else blind
+    gain, widest = _mean(gains), float(np.where(unseen, span, 0.0).mean())
+    gain = Estimate(gain.value, gain.low - widest, gain.high + widest)
+    return Difference(gain, int(differs.sum()), effective)
+
+
+def _check(propensity: Doubles) -> None:
+    if not ((propensity > 0) & (propensity <= 1)).all():
+        raise InputError("a logged propensity is not above 0 and at most 1; log decisions with their probabilities.")
+
+
 def compare(log: Log, candidate: NDArray[np.int64], modelled: Doubles) -> Comparison:
     """Estimates for a candidate that would choose `candidate` [n]; `modelled` [n, M] are predicted rewards.
 
     Raises `InputError` where the log cannot say: propensities out of range, or too little in common.
     """
-    if not ((log.propensity > 0) & (log.propensity <= 1)).all():
-        raise InputError("a logged propensity is not above 0 and at most 1; log decisions with their probabilities.")
+    _check(log.propensity)
     agree = log.choice == candidate
     raw = np.where(agree, 1.0 / log.propensity, 0.0)
     weight = np.minimum(raw, LARGEST_WEIGHT)

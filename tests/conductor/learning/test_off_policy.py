@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onebeat.conductor.learning.off_policy import Log, compare
+from onebeat.conductor.learning.off_policy import Log, Rivals, compare, difference
 from onebeat.engine.errors import InputError
 
 
@@ -59,3 +59,45 @@ def test_propensities_out_of_range() -> None:
     log, candidate, truth = logged(0)
     with pytest.raises(InputError, match="propensity"):
         compare(Log(log.choice, np.zeros(len(candidate)), log.reward), candidate, truth)
+
+
+def rivals(log: Log, first: np.ndarray, second: np.ndarray, modelled: np.ndarray) -> list[Rivals]:
+    return [Rivals(first, second, log.reward, modelled, np.ones(len(first)))]
+
+
+def test_a_policy_against_itself_gains_exactly_nothing() -> None:
+    log, candidate, truth = logged(0)
+    noise = np.random.default_rng(1).normal(size=truth.shape)
+    found = difference(log.choice, log.propensity, rivals(log, candidate, candidate, noise))
+    assert (found.gain.value, found.gain.low, found.gain.high, found.differing) == (0.0, 0.0, 0.0, 0)
+
+
+def test_the_difference_of_two_policies_is_found_whatever_the_model_says() -> None:
+    gaps, covered = [], 0
+    for seed in range(20):
+        log, candidate, truth = logged(seed)
+        second = np.full(len(candidate), 2)
+        rows = np.arange(len(candidate))
+        worth = (truth[rows, second] - truth[rows, candidate]).mean()
+        found = difference(log.choice, log.propensity, rivals(log, candidate, second, np.full(truth.shape, 0.9)))
+        back = difference(log.choice, log.propensity, rivals(log, second, candidate, np.full(truth.shape, 0.9)))
+        assert back.gain.value == pytest.approx(-found.gain.value)
+        gaps.append(found.gain.value - worth)
+        covered += found.gain.low <= worth <= found.gain.high
+    assert abs(np.mean(gaps)) < 0.04
+    assert covered >= 17
+
+
+def test_where_the_log_says_little_the_interval_is_as_wide_as_the_prompts_that_differ() -> None:
+    log, candidate, truth = logged(0)
+    second = candidate.copy()
+    second[:40] = (candidate[:40] + 1) % 3
+    found = difference(log.choice, log.propensity, rivals(log, candidate, second, truth))
+    assert found.effective_prompts < 30 and found.differing == 40
+    assert found.gain.high - found.gain.low >= 2 * 40 / len(candidate) - 1e-12
+
+
+def test_a_log_without_exploration_is_blind() -> None:
+    log, candidate, truth = logged(0, explore=0.0)
+    with pytest.raises(InputError, match="exploration_share"):
+        difference(log.choice, log.propensity, rivals(log, log.choice, candidate, truth))
