@@ -111,8 +111,8 @@ def difference(choice: NDArray[np.int64], propensity: Doubles, dial: Sequence[Ri
     blind = differs & (propensity >= 1.0)
     if blind.mean() > 0.5:
         raise InputError(
-            f"the log is blind on {100 * blind.mean():.0f} % of {len(rows)} prompts (it chose with certainty, where the "
-            "two heads choose differently); set router.exploration_share above 0 and collect more."
+            f"the log is blind on {100 * blind.mean():.0f} % of {len(rows)} prompts (it chose with certainty, where "
+            "the two heads choose differently); set router.exploration_share above 0 and collect more."
         )
     effective = float(weights.sum() ** 2 / max(np.square(weights).sum(), 1e-12))
     unseen = differs if effective < LEAST_EFFECTIVE else blind

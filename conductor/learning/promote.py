@@ -8,7 +8,7 @@ serves this folder takes the new head when it is told to reload.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from onebeat.conductor.learning.curves import Choices, Doubles, choose
 from onebeat.conductor.learning.features import Reading, extract
 from onebeat.conductor.learning.fit import side_by_side
 from onebeat.conductor.learning.outcomes import Outcomes
-from onebeat.conductor.learning.splits import MAX_PROMPTS, sample_prompts
+from onebeat.conductor.learning.splits import MAX_PROMPTS, recorded, sample_prompts
 from onebeat.conductor.learning.weights import counted
 from onebeat.engine.errors import InputError
 from onebeat.engine.head import Head
@@ -43,6 +43,7 @@ class Verdict:
     low: float
     high: float
     """95 % interval of the gain."""
+    warnings: tuple[str, ...] = ()
 
     @property
     def worse(self) -> bool:
@@ -68,10 +69,18 @@ class _Predicted:
     reference: float
 
 
-def judge(router: Path, candidate: Path, outcomes: Outcomes, *, cache_folder: Path | None = None) -> Verdict:
+def judge(
+    router: Path,
+    candidate: Path,
+    outcomes: Outcomes,
+    *,
+    files: Sequence[str] = (),
+    cache_folder: Path | None = None,
+) -> Verdict:
     """Compares on outcomes where every shared model answered, else on a log with propensities.
 
-    Raises `InputError` where neither can be done.
+    `files` are the names of the files that the outcomes were read from: of one that a head was fitted on, by name, only
+    the prompts that its split held out are used. Raises `InputError` where nothing can be compared.
     """
     current, proposed = read_head(router), read_head(candidate)
     names = [column["name"] for column in proposed[0]["columns"]]
@@ -86,6 +95,7 @@ def judge(router: Path, candidate: Path, outcomes: Outcomes, *, cache_folder: Pa
     if len(shared) < 2:
         raise InputError(f"the outcomes name {len(shared)} of the candidate's columns; a comparison needs two.")
     table = counted(outcomes).with_models([*shared, *lost])
+    table, warnings = _unseen(table, files, {"serving head": current[0], "candidate": proposed[0]})
     chosen = sample_prompts(table.prompts, table.groups, MAX_PROMPTS)
     drawn = f", a seeded sample of {len(table.prompts):,}" if len(chosen) < len(table.prompts) else ""
     table = table.select(chosen) if drawn else table
@@ -94,7 +104,31 @@ def judge(router: Path, candidate: Path, outcomes: Outcomes, *, cache_folder: Pa
     complete = np.asarray(np.isfinite(table.score).all(1))
     verdict = _paired(before, after, table, complete) if complete.sum() >= 30 else _from_log(before, after, table)
     without = f", the candidate without {', '.join(lost)}" if lost else ""
-    return replace(verdict, how=verdict.how + without + drawn)
+    return replace(verdict, how=verdict.how + without + drawn, warnings=warnings)
+
+
+def _unseen(
+    table: Outcomes, files: Sequence[str], heads: Mapping[str, Mapping[str, Any]]
+) -> tuple[Outcomes, tuple[str, ...]]:
+    """The prompts that no head was fitted on, as far as router.json tells, and what it cannot tell."""
+    unseen, warnings = np.ones(len(table.prompts), bool), []
+    for who, description in heads.items():
+        fitted = description["fitted"]
+        split = fitted.get("split")
+        known = ", ".join(sorted(set(files) & set(fitted.get("files", ()))))
+        if not known:
+            continue
+        if not split or split["test_side_fitted_on"]:
+            warnings.append(f"the {who} was fitted on a file named {known}: its figures here may flatter it")
+            continue
+        side = recorded(split, table)
+        warnings.append(f"the {who} is judged on the {len(side.test)} prompts that its fit held out ({side.name})")
+        unseen[side.fit] = False
+    if not unseen.any():
+        raise InputError(
+            f"each of the {len(unseen)} prompts was fitted on by one of the heads; give outcomes that neither has seen."
+        )
+    return (table if unseen.all() else table.select(np.flatnonzero(unseen))), tuple(warnings)
 
 
 def promote(router: Path, candidate: Path, stamp: str) -> Path:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onebeat.conductor.learning.outcomes import prompt_key
+from onebeat.conductor.learning.outcomes import Outcomes, prompt_key
 from onebeat.engine.errors import InputError
 from onebeat.engine.records import Prompt
 
@@ -115,6 +117,32 @@ def hold_out_newest(time_s: NDArray[np.float64], share: float) -> Split:
     chosen = np.zeros(len(time_s), bool)
     chosen[newest] = True
     return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), f"newest {100 * share:g} % held out")
+
+
+def newer_than(time_s: NDArray[np.float64], moment_s: float) -> Split:
+    """The prompts after a moment, seconds since 1970, held out; those without a time are not."""
+    chosen = np.nan_to_num(time_s, nan=-np.inf) > moment_s
+    moment = datetime.fromtimestamp(moment_s, UTC).isoformat(timespec="seconds")
+    return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), f"newer than {moment}, the newest fitted on")
+
+
+def recorded(held: Mapping[str, Any], outcomes: Outcomes) -> Split:
+    """The split that a fit kept in router.json, `fitted.split`, made again on these outcomes.
+
+    Raises `InputError` where it cannot be, or leaves no prompt to judge on.
+    """
+    if held.get("newest_fitted_s") is not None:
+        split = newer_than(outcomes.time_s, held["newest_fitted_s"])
+    elif held.get("newest_share") is not None:
+        split = hold_out_newest(outcomes.time_s, held["newest_share"])
+    elif held["held_out_groups"]:
+        split = hold_out_groups(outcomes.groups, held["held_out_groups"])
+    else:
+        share, seed = held["test_share"], held["seed"]
+        split = split_prompts(outcomes.prompts, outcomes.groups, test_share=share, seed=seed)
+    if not len(split.test):
+        raise InputError(f"the split ({split.name}) leaves no prompt to judge on; use --all for unseen outcomes.")
+    return split
 
 
 def folds(

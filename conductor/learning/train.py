@@ -241,6 +241,7 @@ def describe(
                 "test_share": job.test_share,
                 "held_out_groups": list(job.held_out_groups),
                 "newest_share": job.newest_share,
+                "newest_fitted_s": _newest(outcomes.time_s[split.fit]) if job.newest_share is not None else None,
                 "test_side_fitted_on": job.use_everything,
             },
             "test": dict(test),
@@ -301,6 +302,11 @@ def _warnings(outcomes: Outcomes, features: Features) -> list[str]:
         row, why = next(iter(features.refused.items()))
         warnings.append(f"{len(features.refused)} prompts cannot be read and are left out (first, prompt {row}: {why})")
     return warnings
+
+
+def _newest(time_s: np.ndarray[Any, Any]) -> float | None:
+    known = time_s[np.isfinite(time_s)]
+    return float(known.max()) if known.size else None
 
 
 def _mean_tokens(table: Outcomes, head: fit.FittedHead, column: int) -> float:

@@ -25,4 +25,5 @@ def mean_scores(outcomes: Outcomes) -> Doubles:
     there = np.isfinite(outcomes.score)
     weight = np.where(there, outcomes.weight, 0.0).astype(np.float64)
     total = (weight * np.where(there, outcomes.score, 0.0)).sum(0)
-    return np.divide(total, weight.sum(0), out=np.full(len(outcomes.models), np.nan), where=weight.sum(0) > 0)
+    summed = weight.sum(0)
+    return np.asarray(np.where(summed > 0, total / np.where(summed > 0, summed, 1.0), np.nan))

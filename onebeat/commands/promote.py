@@ -49,7 +49,10 @@ def run(args: argparse.Namespace) -> int:
     outcomes = read_outcomes(args.outcomes)
     for line in outcomes.report.lines():
         print(line, file=sys.stderr)
-    verdict = judge(args.router, args.candidate, outcomes, cache_folder=cache_folder)
+    files = [path.name for path in args.outcomes]
+    verdict = judge(args.router, args.candidate, outcomes, files=files, cache_folder=cache_folder)
+    for warning in verdict.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(verdict.sentence())
     if verdict.worse:
         print(f"refused: {args.router} is unchanged", file=sys.stderr)

@@ -90,6 +90,41 @@ def test_eval_in_text_json_and_html(house: Path, capsys: pytest.CaptureFixture[s
     assert [row["target"] for row in result["targets"]] == ["90%", "95%", "98%"]
 
 
+def test_eval_of_everything_says_what_it_cannot_compare_and_what_was_fitted_on(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--router", str(house / "router"), "--bootstraps", "0", "--cache", str(house / "cache"), "--all"]
+    assert main(["eval", str(house / "outcomes.jsonl"), *common]) == 0
+    text = capsys.readouterr().out
+    assert "fitted on about 112 of these 160 prompts (outcomes.jsonl); leave out --all" in text
+    assert "not compared with per-source means, nearest neighbours and TF-IDF" in text
+    assert "(chosen on the judged prompts)" in text
+    fresh = write(house / "fresh.jsonl", outcomes(prompts(60, seed=21), ["cheap", "dear"]))
+    assert main(["eval", fresh, *common]) == 0
+    text = capsys.readouterr().out
+    assert "WARNING" not in text and "not compared with" in text
+
+
+def test_a_head_that_held_out_the_newest_is_judged_on_newer_prompts_than_it_saw(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = prompts(160, seed=22)
+    place = {text: number for number, text in enumerate(texts)}
+    rows = [row | {"time": 1000 + place[row["prompt"]]} for row in outcomes(texts, ["cheap", "dear"])]
+    command = ["train", write(house / "timed.jsonl", rows), "--backbone", str(house / "backbone"), "--taps", "2"]
+    command += ["--prices", str(house / "prices.json"), "--recipe", "kernel", "--cache", str(house / "cache")]
+    assert main([*command, "--hold-out-newest", "0.25", "--output", str(house / "timely")]) == 0
+    assert read_head(house / "timely")[0]["fitted"]["split"]["newest_fitted_s"] == 1119.0
+    later = [row | {"time": 2000} for row in outcomes(prompts(30, seed=23), ["cheap", "dear"])]
+    judge_it = ["--router", str(house / "timely"), "--bootstraps", "0", "--json", "--cache", str(house / "cache")]
+    capsys.readouterr()
+    for more, held_out in (([], 40), (later, 70)):
+        assert main(["eval", write(house / "timed-2.jsonl", rows + more), *judge_it]) == 0
+        assert json.loads(capsys.readouterr().out)["prompts"] == held_out
+    assert main(["eval", write(house / "old.jsonl", rows[:200]), *judge_it]) == 2
+    assert "leaves no prompt to judge on" in capsys.readouterr().err
+
+
 def test_onboarding_through_the_command(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = write(house / "pool.jsonl", [{"prompt": text} for text in prompts(80, seed=5)])
     common = ["onboard", "--router", str(house / "router"), "--pool", pool, "--cache", str(house / "cache")]
@@ -190,6 +225,20 @@ def test_a_candidate_that_lost_a_model_is_judged_against_it_or_refused(house: Pa
     assert verdict.worse and verdict.gain < -0.3 and "without other" in verdict.how
     with pytest.raises(InputError, match="no column for other, which the serving head has, and no outcome names it"):
         judge(best, house / "router", table.with_models(["cheap", "dear"]), cache_folder=house / "cache")
+
+
+def test_promoting_leaves_out_what_a_head_was_fitted_on(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--dry-run", "--router", str(house / "router"), "--cache", str(house / "cache")]
+    common += ["--outcomes", str(house / "outcomes.jsonl")]
+    assert main(["promote", str(house / "router"), *common]) == 0
+    said = capsys.readouterr()
+    assert "over 48 prompts" in said.out
+    assert "the candidate is judged on the 48 prompts that its fit held out" in said.err
+    assert train(house, "knows-all", "--use-everything") == 0
+    capsys.readouterr()
+    assert main(["promote", str(house / "knows-all"), *common]) in (0, 3)
+    said = capsys.readouterr().err
+    assert "the candidate was fitted on a file named outcomes.jsonl: its figures here may flatter it" in said
 
 
 def test_a_wide_interval_is_not_called_worse() -> None:
