@@ -210,6 +210,8 @@ def _notes(question: Question, description: Mapping[str, Any], sides: Sides) -> 
             )
     elif everywhere:
         notes.append("WARNING: the head was fitted on these prompts, too")
+    if not (fitted.get("dial") or {}).get("points"):
+        notes.append("no target is checked: the router has no solved dial")
     if len(sides.split.fit) < LEAST_FITTED:
         notes.append(
             f"not compared with per-source means, nearest neighbours and TF-IDF: they would be fitted on "
@@ -275,7 +277,7 @@ def _targets(
 ) -> list[dict[str, Any]]:
     held = description["fitted"].get("dial")
     rows: list[dict[str, Any]] = []
-    for text in question.targets if held else ():
+    for text in question.targets if held and held.get("points") else ():
         try:
             check = dial.check(held, parse_target(text), judged, reference, seed=question.seed)
         except ConstraintError as error:

@@ -90,6 +90,40 @@ def test_eval_in_text_json_and_html(house: Path, capsys: pytest.CaptureFixture[s
     assert [row["target"] for row in result["targets"]] == ["90%", "95%", "98%"]
 
 
+def test_a_weight_of_zero_takes_an_outcome_out_of_everything(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = outcomes(prompts(160, seed=24), ["cheap", "dear"])
+    bad = [row | {"prompt": "void " + row["prompt"], "score": 1 - row["score"]} for row in rows[:200]]
+    common = ["--backbone", str(house / "backbone"), "--prices", str(house / "prices.json"), "--recipe", "kernel"]
+    common += ["--taps", "2", "--cache", str(house / "cache"), "--hold-out", "later"]
+    rows = [row | {"group": "later" if number >= 240 else "early"} for number, row in enumerate(rows)]
+    void = [row | {"weight": 0, "group": "later" if number % 4 < 2 else "early"} for number, row in enumerate(bad)]
+    for name, table in {"clean": rows, "voided": rows + void}.items():
+        command = ["train", write(house / f"{name}.jsonl", table), *common, "--output", str(house / name)]
+        assert main(command) == 0
+        assert main(["eval", command[1], "--router", str(house / name), "--bootstraps", "0", *common[8:10]]) == 0
+    clean, voided = (read_head(house / name)[0] for name in ("clean", "voided"))
+    assert voided["fitted"]["dial"]["prompts"] == clean["fitted"]["dial"]["prompts"] == 120
+    assert voided["fitted"]["test"]["prompts"] == clean["fitted"]["test"]["prompts"] == 40
+    assert voided["fitted"]["outcomes"] == clean["fitted"]["outcomes"]
+    for ours, theirs in zip(voided["columns"], clean["columns"], strict=True):
+        assert ours["mean_quality"] == theirs["mean_quality"]
+    assert capsys.readouterr().out.count("judged on 40 prompts") == 2
+
+
+def test_few_complete_prompts_keep_no_dial_and_say_so(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = prompts(80, seed=25)
+    rows = outcomes(texts, ["cheap", "dear"])
+    rows += outcomes(prompts(20, seed=26), ["cheap"])
+    rows = [row for number, row in enumerate(rows) if number < 40 or row["model"] == "cheap" or number % 5 == 0]
+    command = ["train", write(house / "sparse.jsonl", rows), "--backbone", str(house / "backbone"), "--taps", "2"]
+    command += ["--prices", str(house / "prices.json"), "--recipe", "kernel", "--cache", str(house / "cache")]
+    assert main([*command, "--output", str(house / "sparse")]) == 0
+    assert "no dial is kept, so no target can be promised" in capsys.readouterr().err
+    assert read_head(house / "sparse")[0]["fitted"]["dial"]["points"] == []
+    assert main(["eval", str(house / "outcomes.jsonl"), "--router", str(house / "sparse"), "--bootstraps", "0"]) == 0
+    assert "no target is checked" in capsys.readouterr().out
+
+
 def test_eval_of_everything_says_what_it_cannot_compare_and_what_was_fitted_on(
     house: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
