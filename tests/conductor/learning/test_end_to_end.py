@@ -160,21 +160,41 @@ def test_a_head_that_held_out_the_newest_is_judged_on_newer_prompts_than_it_saw(
 
 
 def test_onboarding_through_the_command(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pool = write(house / "pool.jsonl", [{"prompt": text} for text in prompts(80, seed=5)])
+    texts = prompts(80, seed=5)
+    pool = write(house / "pool.jsonl", [{"prompt": text} for text in [*texts, *texts, *(f" {t} " for t in texts)]])
     common = ["onboard", "--router", str(house / "router"), "--pool", pool, "--cache", str(house / "cache")]
     assert main([*common, "--count", "30", "--chosen", str(house / "chosen.jsonl")]) == 0
     chosen = [json.loads(line)["prompt"] for line in (house / "chosen.jsonl").read_text().splitlines()]
-    assert len(set(chosen)) == 30
+    assert len({text.strip() for text in chosen}) == 30
     graded = write(house / "graded.jsonl", outcomes(chosen, ["other"]))
     fit = ["--model", "other", "--outcomes", graded, "--input-usd", "1", "--output-usd", "1"]
     assert main([*common, *fit, "--output", str(house / "wider")]) == 0
-    assert "95 % interval" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "95 % interval" in printed and "drift is watched in the prompts alone" in printed
+    assert read_head(house / "wider")[0]["drift"]["watched"] == ["prompt features"]
     wider, before = Router.from_pretrained(house / "wider"), Router.from_pretrained(house / "router")
     assert [column.name for column in wider.columns] == ["cheap", "dear", "other"]
     texts = prompts(10, seed=6)
     np.testing.assert_array_equal(wider.score(texts).quality[:, :2], before.score(texts).quality)
     assert main([*common, "--model", "other", "--outcomes", graded, "--output", str(house / "x")]) == 2
     assert "--input-usd" in capsys.readouterr().err
+
+
+def test_onboarding_takes_the_default_router_by_name(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onebeat.engine.default_router.default_router_folder", lambda: house / "router")
+    pool = write(house / "by-name.jsonl", [{"prompt": text} for text in prompts(30, seed=28)])
+    command = ["onboard", "--router", "default", "--pool", pool, "--count", "20", "--cache", str(house / "cache")]
+    assert main([*command, "--chosen", str(house / "named.jsonl")]) == 0
+    assert len((house / "named.jsonl").read_text().splitlines()) == 20
+
+
+def test_a_column_may_start_anew_from_itself(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graded = write(house / "again.jsonl", outcomes(prompts(40, seed=27), ["dear"]))
+    command = ["onboard", "--router", str(house / "router"), "--outcomes", graded, "--cache", str(house / "cache")]
+    command += ["--model", "dear", "--successor-of", "dear", "--input-usd", "1", "--output-usd", "1"]
+    assert main([*command, "--output", str(house / "renewed")]) == 0
+    assert [column["name"] for column in read_head(house / "renewed")[0]["columns"]] == ["cheap", "dear"]
+    assert "dear" in capsys.readouterr().out
 
 
 def test_promoting_keeps_the_previous_head_and_refuses_a_worse_one(
