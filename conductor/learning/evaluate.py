@@ -189,7 +189,10 @@ def _split(question: Question, description: Mapping[str, Any], outcomes: Outcome
     everything = np.arange(len(outcomes.prompts))
     if question.everything or not held:
         return Split(np.zeros(0, np.int64), everything, "all prompts")
-    return recorded(held, outcomes)
+    split = recorded(held, outcomes)
+    if not len(split.test):
+        raise InputError(f"the split ({split.name}) leaves no prompt to judge on; use --all for unseen outcomes.")
+    return split
 
 
 def _notes(question: Question, description: Mapping[str, Any], sides: Sides) -> list[str]:

@@ -29,6 +29,8 @@ from onebeat.engine.head import Head
 
 PREVIOUS = "previous"
 TRADEOFFS = (0.25, 0.5, 0.75)
+LEAST_PAIRED = 30
+"""Prompts with every model's score from which two heads are compared on them; else a log is needed."""
 TOLERANCE = 0.002
 """Utility that a candidate may lose and still be called equal: two answers in a thousand."""
 
@@ -102,7 +104,9 @@ def judge(
     before = _predict(router, router, current, table, cache_folder)
     after = _predict(router, candidate, proposed, table, cache_folder)
     complete = np.asarray(np.isfinite(table.score).all(1))
-    verdict = _paired(before, after, table, complete) if complete.sum() >= 30 else _from_log(before, after, table)
+    verdict = (
+        _paired(before, after, table, complete) if complete.sum() >= LEAST_PAIRED else _from_log(before, after, table)
+    )
     without = f", the candidate without {', '.join(lost)}" if lost else ""
     return replace(verdict, how=verdict.how + without + drawn, warnings=warnings)
 
@@ -229,8 +233,9 @@ def _from_log(before: _Predicted, after: _Predicted, table: Outcomes) -> Verdict
     rows = np.flatnonzero(known.sum(1) == 1)
     if not len(rows):
         raise InputError(
-            "no prompt has every model's score, and none has one score with its propensity: nothing to judge "
-            "a candidate by; give paired outcomes, or a ledger with propensities."
+            f"{int(np.isfinite(table.score).all(1).sum())} of {len(table.prompts)} unseen prompts have every model's "
+            f"score ({LEAST_PAIRED} are needed), and none has one score with its propensity: nothing to judge a "
+            "candidate by; give paired outcomes, or a ledger with propensities."
         )
     choice = known[rows].argmax(1)
     score = table.score[rows, choice].astype(np.float64)

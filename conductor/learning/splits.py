@@ -95,9 +95,14 @@ def hold_out_groups(groups: Sequence[str], held_out: Sequence[str]) -> Split:
     for name in held_out:
         if name not in known:
             raise InputError(f"no prompt is of group {name!r}; the groups are {', '.join(known)}.")
-    chosen = np.array([group in held_out for group in groups])
-    if chosen.all():
+    split = _by_group(groups, held_out)
+    if not len(split.fit):
         raise InputError(f"holding out {', '.join(held_out)} leaves nothing to fit on.")
+    return split
+
+
+def _by_group(groups: Sequence[str], held_out: Sequence[str]) -> Split:
+    chosen = np.array([group in held_out for group in groups])
     return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), f"sources held out: {', '.join(sorted(held_out))}")
 
 
@@ -127,22 +132,17 @@ def newer_than(time_s: NDArray[np.float64], moment_s: float) -> Split:
 
 
 def recorded(held: Mapping[str, Any], outcomes: Outcomes) -> Split:
-    """The split that a fit kept in router.json, `fitted.split`, made again on these outcomes.
+    """The split that a fit kept in router.json, `fitted.split`, made again on these outcomes; a side may be empty.
 
-    Raises `InputError` where it cannot be, or leaves no prompt to judge on.
+    Raises `InputError` where prompts have no times and the split was by time.
     """
     if held.get("newest_fitted_s") is not None:
-        split = newer_than(outcomes.time_s, held["newest_fitted_s"])
-    elif held.get("newest_share") is not None:
-        split = hold_out_newest(outcomes.time_s, held["newest_share"])
-    elif held["held_out_groups"]:
-        split = hold_out_groups(outcomes.groups, held["held_out_groups"])
-    else:
-        share, seed = held["test_share"], held["seed"]
-        split = split_prompts(outcomes.prompts, outcomes.groups, test_share=share, seed=seed)
-    if not len(split.test):
-        raise InputError(f"the split ({split.name}) leaves no prompt to judge on; use --all for unseen outcomes.")
-    return split
+        return newer_than(outcomes.time_s, held["newest_fitted_s"])
+    if held.get("newest_share") is not None:
+        return hold_out_newest(outcomes.time_s, held["newest_share"])
+    if held["held_out_groups"]:
+        return _by_group(outcomes.groups, held["held_out_groups"])
+    return split_prompts(outcomes.prompts, outcomes.groups, test_share=held["test_share"], seed=held["seed"])
 
 
 def folds(

@@ -157,6 +157,16 @@ def test_a_head_that_held_out_the_newest_is_judged_on_newer_prompts_than_it_saw(
         assert json.loads(capsys.readouterr().out)["prompts"] == held_out
     assert main(["eval", write(house / "old.jsonl", rows[:200]), *judge_it]) == 2
     assert "leaves no prompt to judge on" in capsys.readouterr().err
+    (house / "elsewhere").mkdir()
+    same_name = write(house / "elsewhere" / "timed.jsonl", rows[:200])
+    assert main(["eval", same_name, "--all", *judge_it]) == 0
+    assert "fitted on about 100 of these 100 prompts" in capsys.readouterr().out
+    judge_it = ["--router", str(house / "timely"), "--outcomes", same_name, "--cache", str(house / "cache")]
+    assert main(["promote", str(house / "timely"), *judge_it]) == 2
+    assert "each of the 100 prompts was fitted on by one of the heads" in capsys.readouterr().err
+    few = write(house / "few.jsonl", later[:20])
+    assert main(["promote", str(house / "timely"), *judge_it[:2], "--outcomes", few, *judge_it[4:]]) == 2
+    assert "10 of 10 unseen prompts have every model's score (30 are needed)" in capsys.readouterr().err
 
 
 def test_onboarding_through_the_command(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
