@@ -136,7 +136,7 @@ def read_dial(dial: Mapping[str, Any] | None) -> SolvedDial:
     if not dial or not dial.get("points"):
         raise InputError(
             "this router has no solved dial (onboarding a model takes it out), so no target can be promised; fit it "
-            "with `onebeat train` on outcomes of every model, or give a tradeoff."
+            "with `onebeat train` on outcomes of every model, 30 or more prompts that all answered, or give a tradeoff."
         )
     try:
         return msgspec.convert(dial, SolvedDial)

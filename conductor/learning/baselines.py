@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onebeat.conductor.learning import solve
 from onebeat.conductor.learning.curves import Curve, Doubles, Judged
 from onebeat.conductor.learning.outcomes import Outcomes
+from onebeat.conductor.learning.weights import mean_scores
 from onebeat.engine.records import Prompt
 
 Floats = NDArray[np.float32]
@@ -43,7 +44,7 @@ def singles(judged: Judged) -> list[Single]:
 
 def best_on_fit(outcomes: Outcomes, judged: Judged) -> Single:
     """The model with the best mean on the fitting side: what one would deploy without a router, chosen honestly."""
-    means = np.nan_to_num(np.nanmean(np.where(outcomes.weight > 0, outcomes.score, np.nan), axis=0), nan=-1.0)
+    means = np.nan_to_num(mean_scores(outcomes), nan=-1.0)
     name = outcomes.models[int(np.argmax(means))]
     return next(single for single in singles(judged) if single.model == name)
 

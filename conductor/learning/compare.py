@@ -13,6 +13,9 @@ import numpy as np
 from onebeat.conductor.learning import baselines, metrics
 from onebeat.conductor.learning.curves import Curve, Doubles, Judged, cost_to_reach, quality_at_cost, trace
 
+MOST_CURVES, MOST_PAIRS = 60, 40
+"""Resampled curves, and pairs of curves, at most: each traces the whole dial anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -65,8 +68,7 @@ def _intervals(
     column = contender.models.index(best)
     random = np.random.default_rng(seed)
     held: dict[str, list[float]] = {"cost_at_best_quality": [], "cost_at_95_percent": [], "points_at_half_cost": []}
-    repeats = min(bootstraps, 60)
-    for _ in range(repeats):
+    for _ in range(min(bootstraps, MOST_CURVES)):
         sample = contender.take(random.integers(0, len(contender.score), len(contender.score)))
         curve = trace(sample, reference)
         quality, cost = sample.score[:, column].mean(), sample.cost_usd[:, column].mean()
@@ -96,7 +98,7 @@ def _ahead(judged: Judged, other: Judged, reference: float, bootstraps: int, see
         return np.array([np.nan if a is None or b is None else 100 * (a - b) for a, b in pairs])
 
     samples = []
-    for _ in range(min(bootstraps, 40)):
+    for _ in range(min(bootstraps, MOST_PAIRS)):
         rows = random.integers(0, len(judged.score), len(judged.score))
         samples.append(gaps(judged.take(rows), other.take(rows)))
     table = np.array(samples)

@@ -24,11 +24,24 @@ REFINED_POSITIONS = 161
 SMALLEST_STEP = 0.005
 """Of the whole range of mean cost: steps below it are not divided."""
 BOOTSTRAPS = 200
+LEAST_PROMPTS = 30
+"""With every model's score. Fewer promise nothing: a handful that agree would give an interval of no width."""
 
 
 def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[str, object]:
-    """The table for `fitted.dial`: what each position gives on these prompts, beside the best single model."""
+    """The table for `fitted.dial`: what each position gives on these prompts, beside the best single model.
+
+    Of fewer than `LEAST_PROMPTS` prompts it has no points, and so no target can be set by it.
+    """
     best = int(np.argmax(judged.score.mean(0)))
+    held = {
+        "best_model": judged.models[best],
+        "best_quality": _round(judged.score[:, best].mean()),
+        "best_usd_per_thousand": _round(1e3 * judged.cost_usd[:, best].mean()),
+        "prompts": len(judged.score),
+    }
+    if len(judged.score) < LEAST_PROMPTS:
+        return {**held, "points": []}
     positions = _positions(judged, reference_cost_usd)
     rows = np.arange(len(judged.score))
     scores, dollars = [], []
@@ -52,13 +65,7 @@ def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[s
         }
         for index, tradeoff in enumerate(positions)
     ]
-    return {
-        "best_model": judged.models[best],
-        "best_quality": _round(best_score.mean()),
-        "best_usd_per_thousand": _round(1e3 * judged.cost_usd[:, best].mean()),
-        "prompts": len(rows),
-        "points": points,
-    }
+    return {**held, "points": points}
 
 
 def _positions(judged: Judged, reference_cost_usd: float) -> list[float]:

@@ -77,6 +77,11 @@ def baseline(features: Floats, quality: Floats, output_tokens: Floats, *, seed: 
     }
 
 
+def features_only(drift: Mapping[str, Any]) -> dict[str, Any]:
+    """The same baseline for a head whose columns changed: what it says of their quality and length holds no longer."""
+    return {**drift, "watched": [NAMES[0]]} if drift else {}
+
+
 class DriftWatch:
     """Watches a stream of live prompts against a baseline. Not thread-safe: one watch per event loop."""
 
@@ -95,6 +100,7 @@ class DriftWatch:
             self._scale = float(drift["scale"])
             self._seed = int(drift["projection_seed"])
             self._rate = float(drift["false_alarm_rate"])
+            self._watched = np.array([name in drift.get("watched", NAMES) for name in NAMES])
             self._embedding = _Embedding(
                 self._seed,
                 float(drift["bandwidth"]),
@@ -136,7 +142,7 @@ class DriftWatch:
                 "changed": [],
             }
         gap = self._ring.mean(0) - self._mean
-        parts = _parts(gap) / self._usual
+        parts = np.where(self._watched, _parts(gap) / self._usual, 0.0)
         statistic = float(parts.max())
         changed = [NAMES[part] for part in np.argsort(-parts) if parts[part] > self._threshold]
         outputs = gap[COSINES:] * self._embedding.outputs_scale
@@ -148,8 +154,8 @@ class DriftWatch:
             "needed": self._window,
             "false_alarm_rate": self._rate,
             "changed": changed,
-            "quality_shift": float(outputs[0]),
-            "answer_length_ratio": float(np.exp(outputs[2])),
+            "quality_shift": float(outputs[0]) if self._watched[1] else None,
+            "answer_length_ratio": float(np.exp(outputs[2])) if self._watched[3] else None,
         }
 
 

@@ -32,13 +32,12 @@ from onebeat.conductor.learning.sources import read_outcomes
 from onebeat.conductor.learning.splits import (
     MAX_PROMPTS,
     Split,
-    hold_out_groups,
-    hold_out_newest,
+    recorded,
     sample_prompts,
     sampled,
-    split_prompts,
 )
 from onebeat.conductor.learning.train import judged_of
+from onebeat.conductor.learning.weights import counted
 from onebeat.engine.errors import ConstraintError, InputError
 from onebeat.engine.head import Head
 from onebeat.engine.loading import Precision
@@ -46,6 +45,8 @@ from onebeat.engine.targets import parse_target
 
 FEW_PROMPTS = 100
 """Fewer say little: the interval of a mean score is 10 points to either side and more."""
+LEAST_FITTED = 20
+"""Prompts on the fitting side from which the simpler heads are fitted for comparison."""
 TARGETS = ("90%", "95%", "98%")
 
 
@@ -100,6 +101,7 @@ def evaluate(question: Question, say: Callable[[str], None] = lambda line: None)
         "recipe": description["fitted"].get("recipe"),
         "split": sides.split.name,
         "test_side_fitted_on": bool(description["fitted"].get("split", {}).get("test_side_fitted_on")),
+        "notes": _notes(question, description, sides),
         "prompts": len(judged.score),
         "prompts_without_every_score": len(held_out.prompts) - len(judged.score),
         "sources": dict(sorted(Counter(judged.groups).items())),
@@ -109,6 +111,7 @@ def evaluate(question: Question, say: Callable[[str], None] = lambda line: None)
             for s in baselines.singles(judged)
         ],
         "best_single": single.model,
+        "best_single_chosen_on": "the fitting side" if len(fitted_on.prompts) else "the judged prompts",
         "prediction": _prediction(judged, question),
         "routers": {
             name: figures(
@@ -133,7 +136,7 @@ def _sides(
     say: Callable[[str], None],
 ) -> Sides:
     names = [column["name"] for column in description["columns"]]
-    found = read_outcomes(question.files)
+    found = counted(read_outcomes(question.files))
     there = [name for name in names if name in found.models]
     for line in found.report.lines():
         say(line)
@@ -186,14 +189,38 @@ def _split(question: Question, description: Mapping[str, Any], outcomes: Outcome
     everything = np.arange(len(outcomes.prompts))
     if question.everything or not held:
         return Split(np.zeros(0, np.int64), everything, "all prompts")
-    if held.get("newest_share") is not None:
-        return hold_out_newest(outcomes.time_s, held["newest_share"])
-    if held["held_out_groups"]:
-        return hold_out_groups(outcomes.groups, held["held_out_groups"])
-    split = split_prompts(outcomes.prompts, outcomes.groups, test_share=held["test_share"], seed=held["seed"])
+    split = recorded(held, outcomes)
     if not len(split.test):
         raise InputError(f"the split ({split.name}) leaves no prompt to judge on; use --all for unseen outcomes.")
     return split
+
+
+def _notes(question: Question, description: Mapping[str, Any], sides: Sides) -> list[str]:
+    """What a reader of the figures must know of the prompts that they were taken on."""
+    fitted = description["fitted"]
+    held = fitted.get("split") or {}
+    everywhere = bool(held.get("test_side_fitted_on"))
+    notes: list[str] = []
+    if question.everything:
+        known = sorted({path.name for path in question.files} & set(fitted.get("files", ())))
+        count = len(sides.outcomes.prompts)
+        if known and held and not everywhere:
+            count = len(recorded(held, sides.outcomes).fit)
+        if known:
+            notes.append(
+                f"WARNING: the head was fitted on about {count} of these {len(sides.outcomes.prompts)} prompts "
+                f"({', '.join(known)}); leave out --all to judge on the others"
+            )
+    elif everywhere:
+        notes.append("WARNING: the head was fitted on these prompts, too")
+    if not (fitted.get("dial") or {}).get("points"):
+        notes.append("no target is checked: the router has no solved dial")
+    if len(sides.split.fit) < LEAST_FITTED:
+        notes.append(
+            f"not compared with per-source means, nearest neighbours and TF-IDF: they would be fitted on "
+            f"{len(sides.split.fit)} prompts, and need {LEAST_FITTED} that are not judged on"
+        )
+    return notes
 
 
 def _judged(sides: Sides, held_out: Outcomes, quality: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any]) -> Judged:
@@ -204,7 +231,7 @@ def _contenders(sides: Sides, held_out: Outcomes) -> dict[str, Judged]:
     fitted = sides.outcomes.select(sides.split.fit)
     tokens = sides.tokens[sides.split.test]
     held: dict[str, Judged] = {}
-    if len(fitted.prompts) >= 20:
+    if len(fitted.prompts) >= LEAST_FITTED:
         source_tokens = baselines.per_source_tokens(fitted, held_out.groups)
         means = baselines.per_source_means(fitted, held_out.groups)
         held["per-source means"] = _judged(sides, held_out, means, source_tokens)
@@ -253,7 +280,7 @@ def _targets(
 ) -> list[dict[str, Any]]:
     held = description["fitted"].get("dial")
     rows: list[dict[str, Any]] = []
-    for text in question.targets if held else ():
+    for text in question.targets if held and held.get("points") else ():
         try:
             check = dial.check(held, parse_target(text), judged, reference, seed=question.seed)
         except ConstraintError as error:

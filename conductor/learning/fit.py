@@ -293,7 +293,8 @@ def describe_taps(taps: Sequence[TapName]) -> str:
 
 def _calibration(logits: Floats, recipe: Recipe, outcomes: Outcomes) -> dict[str, object] | None:
     probability = recipe.kind == "kernel"
-    return calibrate.calibrate(logits, outcomes.score, outcomes.models, probability=probability)
+    score, weight = outcomes.score, outcomes.weight
+    return calibrate.calibrate(logits, score, outcomes.models, probability=probability, weight=weight)
 
 
 def _judge(taps: tuple[TapName, ...], recipe: Recipe, logits: Floats, outcomes: Outcomes) -> Trial:
@@ -308,7 +309,7 @@ def _judge(taps: tuple[TapName, ...], recipe: Recipe, logits: Floats, outcomes: 
     return Trial(
         taps,
         recipe,
-        calibrate.log_loss(quality[known], score[known]),
+        calibrate.log_loss(quality[known], score[known], outcomes.weight[known].astype(np.float64)),
         float(np.nanmean(np.square(centred))),
         auc_overall(quality, score),
         auc_within(quality, score, outcomes.groups),

@@ -48,6 +48,11 @@ class Combination:
     prior_loss: float
     """The same of a constant."""
 
+    @property
+    def worse_than_constant(self) -> bool:
+        """Whether the column tells prompts apart no better than not at all."""
+        return self.left_out_loss >= self.prior_loss
+
 
 def choose_prompts(quality: Floats, count: int, *, seed: int = 0) -> NDArray[np.int64]:
     """Which `count` of a pool tell most about a new model, from the known columns' predictions [n, M].
@@ -58,7 +63,9 @@ def choose_prompts(quality: Floats, count: int, *, seed: int = 0) -> NDArray[np.
     if not MIN_PROMPTS <= count <= MAX_PROMPTS:
         raise InputError(f"{count} prompts were asked for; onboarding takes {MIN_PROMPTS} to {MAX_PROMPTS}.")
     if len(quality) < count:
-        raise InputError(f"the pool holds {len(quality)} prompts and {count} were asked for; give a larger pool.")
+        raise InputError(
+            f"the pool holds {len(quality)} distinct prompts and {count} were asked for; give a larger pool."
+        )
     design = _design(quality)
     expected = np.clip(quality.mean(1).astype(np.float64), 0.05, 0.95)
     information = expected * (1.0 - expected)
@@ -101,9 +108,10 @@ def combine(
     for draw in range(BOOTSTRAPS):
         rows = random.integers(0, len(target), len(target))
         draws[draw] = _logistic(pool @ _fit(design[rows], target[rows], prior, ridge))
-    low, high = np.quantile(draws.mean(1), [0.025, 0.975])
-    ends = np.quantile(draws, [0.025, 0.975], axis=0)
-    mean = np.clip(target.mean(), 1e-3, 1 - 1e-3)
+    supposed = _posterior(design, weights, ridge, random)
+    (low, high), ends = _ends(draws, _logistic(pool @ supposed.T).T)
+    # A constant that has not seen the prompt it is judged on, with Jeffreys' half an outcome of either kind.
+    mean = (target.sum() - target + 0.5) / len(target)
     return Combination(
         float(weights[0]),
         weights[1:],
@@ -115,6 +123,23 @@ def combine(
         float(min(losses)),
         float(-(target * np.log(mean) + (1 - target) * np.log(1 - mean)).mean()),
     )
+
+
+def _posterior(design: Doubles, weights: Doubles, ridge: float, random: np.random.Generator) -> Doubles:
+    """[BOOTSTRAPS, M + 1] draws of the weights around the fit, by its curvature (Laplace).
+
+    Grades that all agree look the same however they are resampled; the curvature still knows how few they are.
+    """
+    chance = _logistic(design @ weights)
+    information = (design * (chance * (1 - chance))[:, None]).T @ design + np.diag(_penalty(design, ridge))
+    return random.multivariate_normal(weights, np.linalg.inv(information), BOOTSTRAPS)
+
+
+def _ends(resampled: Doubles, supposed: Doubles) -> tuple[tuple[float, float], Doubles]:
+    """95 % ends of the mean and [2, k] of every prompt, of [B, k] draws: as wide as either kind of them says."""
+    both = np.stack([resampled, supposed])  # [2, B, k]
+    means, prompts = (np.quantile(x, [0.025, 0.975], axis=1) for x in (both.mean(2), both))
+    return (float(means[0].min()), float(means[1].max())), np.stack([prompts[0].min(0), prompts[1].max(0)])
 
 
 def widen(combination: Combination, columns: Sequence[int], models: int) -> Combination:

@@ -8,7 +8,7 @@ serves this folder takes the new head when it is told to reload.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ from onebeat.conductor.learning.curves import Choices, Doubles, choose
 from onebeat.conductor.learning.features import Reading, extract
 from onebeat.conductor.learning.fit import side_by_side
 from onebeat.conductor.learning.outcomes import Outcomes
-from onebeat.conductor.learning.splits import MAX_PROMPTS, sample_prompts
+from onebeat.conductor.learning.splits import MAX_PROMPTS, recorded, sample_prompts
+from onebeat.conductor.learning.weights import counted
 from onebeat.engine.errors import InputError
 from onebeat.engine.head import Head
 
 PREVIOUS = "previous"
 TRADEOFFS = (0.25, 0.5, 0.75)
+LEAST_PAIRED = 30
+"""Prompts with every model's score from which two heads are compared on them; else a log is needed."""
 TOLERANCE = 0.002
 """Utility that a candidate may lose and still be called equal: two answers in a thousand."""
 
@@ -42,6 +45,7 @@ class Verdict:
     low: float
     high: float
     """95 % interval of the gain."""
+    warnings: tuple[str, ...] = ()
 
     @property
     def worse(self) -> bool:
@@ -50,7 +54,9 @@ class Verdict:
 
     def sentence(self) -> str:
         """The verdict in words."""
-        said = "is worse" if self.worse else "is no worse"
+        said = "is no worse"
+        if self.worse:
+            said = "is worse" if self.gain < -TOLERANCE else "is not shown to be no worse"
         return (
             f"the candidate {said}: mean utility {self.gain:+.4f} [{self.low:+.4f}, {self.high:+.4f}] over "
             f"{self.prompts} prompts ({self.how})"
@@ -65,27 +71,68 @@ class _Predicted:
     reference: float
 
 
-def judge(router: Path, candidate: Path, outcomes: Outcomes, *, cache_folder: Path | None = None) -> Verdict:
+def judge(
+    router: Path,
+    candidate: Path,
+    outcomes: Outcomes,
+    *,
+    files: Sequence[str] = (),
+    cache_folder: Path | None = None,
+) -> Verdict:
     """Compares on outcomes where every shared model answered, else on a log with propensities.
 
-    Raises `InputError` where neither can be done.
+    `files` are the names of the files that the outcomes were read from: of one that a head was fitted on, by name, only
+    the prompts that its split held out are used. Raises `InputError` where nothing can be compared.
     """
     current, proposed = read_head(router), read_head(candidate)
     names = [column["name"] for column in proposed[0]["columns"]]
+    lost = [column["name"] for column in current[0]["columns"] if column["name"] not in names]
+    unjudged = [name for name in lost if name not in outcomes.models]
+    if unjudged:
+        raise InputError(
+            f"the candidate has no column for {', '.join(unjudged)}, which the serving head has, and no outcome names "
+            "it, so the loss cannot be measured; give outcomes of it, or fit the candidate with it."
+        )
     shared = [name for name in names if name in outcomes.models]
-    lost = {column["name"] for column in current[0]["columns"]} - set(names)
     if len(shared) < 2:
         raise InputError(f"the outcomes name {len(shared)} of the candidate's columns; a comparison needs two.")
-    table = outcomes.with_models(shared)
+    table = counted(outcomes).with_models([*shared, *lost])
+    table, warnings = _unseen(table, files, {"serving head": current[0], "candidate": proposed[0]})
     chosen = sample_prompts(table.prompts, table.groups, MAX_PROMPTS)
     drawn = f", a seeded sample of {len(table.prompts):,}" if len(chosen) < len(table.prompts) else ""
     table = table.select(chosen) if drawn else table
-    ours = [name for name in shared if name not in lost]
-    before = _predict(router, router, current, table, ours, cache_folder)
-    after = _predict(router, candidate, proposed, table, shared, cache_folder)
+    before = _predict(router, router, current, table, cache_folder)
+    after = _predict(router, candidate, proposed, table, cache_folder)
     complete = np.asarray(np.isfinite(table.score).all(1))
-    verdict = _paired(before, after, table, complete) if complete.sum() >= 30 else _from_log(after, table)
-    return replace(verdict, how=verdict.how + drawn)
+    verdict = (
+        _paired(before, after, table, complete) if complete.sum() >= LEAST_PAIRED else _from_log(before, after, table)
+    )
+    without = f", the candidate without {', '.join(lost)}" if lost else ""
+    return replace(verdict, how=verdict.how + without + drawn, warnings=warnings)
+
+
+def _unseen(
+    table: Outcomes, files: Sequence[str], heads: Mapping[str, Mapping[str, Any]]
+) -> tuple[Outcomes, tuple[str, ...]]:
+    """The prompts that no head was fitted on, as far as router.json tells, and what it cannot tell."""
+    unseen, warnings = np.ones(len(table.prompts), bool), []
+    for who, description in heads.items():
+        fitted = description["fitted"]
+        split = fitted.get("split")
+        known = ", ".join(sorted(set(files) & set(fitted.get("files", ()))))
+        if not known:
+            continue
+        if not split or split["test_side_fitted_on"]:
+            warnings.append(f"the {who} was fitted on a file named {known}: its figures here may flatter it")
+            continue
+        side = recorded(split, table)
+        warnings.append(f"the {who} is judged on the {len(side.test)} prompts that its fit held out ({side.name})")
+        unseen[side.fit] = False
+    if not unseen.any():
+        raise InputError(
+            f"each of the {len(unseen)} prompts was fitted on by one of the heads; give outcomes that neither has seen."
+        )
+    return (table if unseen.all() else table.select(np.flatnonzero(unseen))), tuple(warnings)
 
 
 def promote(router: Path, candidate: Path, stamp: str) -> Path:
@@ -101,15 +148,22 @@ def promote(router: Path, candidate: Path, stamp: str) -> Path:
     return kept
 
 
-def roll_back(router: Path) -> Path:
-    """Puts the newest kept head back. Returns where it came from. Raises `InputError` when none was kept."""
+def roll_back(router: Path, stamp: str | None = None) -> Path:
+    """Puts a kept head back, the newest unless `stamp` names one, and keeps in its place the head that served.
+
+    So rolling back twice changes nothing. Returns the folder that the two changed places in. Raises `InputError` when
+    there is none.
+    """
     kept = sorted(path for path in (router / PREVIOUS).glob("*") if (path / TENSORS).is_file())
-    if not kept:
-        raise InputError(f"{router} keeps no previous head; there is nothing to go back to.")
-    description, tensors = read_head(kept[-1])
+    chosen = [path for path in kept if stamp is None or path.name == stamp]
+    if not chosen:
+        held = f"it keeps {', '.join(path.name for path in kept)}" if kept else "there is nothing to go back to"
+        raise InputError(f"{router} keeps no previous head{'' if stamp is None else f' {stamp}'}; {held}.")
+    description, tensors = read_head(chosen[-1])
+    replaced, replaced_tensors = read_head(router)
     write_head(router, description, tensors)
-    shutil.rmtree(kept[-1])
-    return kept[-1]
+    write_head(chosen[-1], replaced, replaced_tensors)
+    return chosen[-1]
 
 
 def _predict(
@@ -117,7 +171,6 @@ def _predict(
     folder: Path,
     head: tuple[dict[str, Any], Mapping[str, np.ndarray[Any, Any]]],
     table: Outcomes,
-    names: list[str],
     cache_folder: Path | None,
 ) -> _Predicted:
     description, tensors = head
@@ -138,8 +191,8 @@ def _predict(
     )
     quality, tokens = loaded.score_in_bulk(states)
     held_quality = np.full(table.score.shape, -np.inf)
-    predicted, actual = np.full(table.score.shape, np.inf), np.zeros(table.score.shape)
-    for name in names:
+    predicted, actual = np.full(table.score.shape, np.inf), np.full(table.score.shape, np.nan)
+    for name in table.models:
         if name not in columns:
             continue
         at, place = columns.index(name), table.models.index(name)
@@ -162,33 +215,54 @@ def _choices(predicted: _Predicted, tradeoff: float, reference: float) -> Choice
 def _paired(before: _Predicted, after: _Predicted, table: Outcomes, complete: np.ndarray[Any, Any]) -> Verdict:
     """Both heads on the same dial, so that a head is not called better for standing on another point of its curve."""
     rows = np.flatnonzero(complete)
-    reference = before.reference
+    reference, spent = before.reference, _spent(before, after)
     gains = np.zeros(len(rows))
     for tradeoff in TRADEOFFS:
         for sign, predicted in ((-1.0, before), (1.0, after)):
             chosen = _choices(predicted, tradeoff, reference)[rows]
-            reward = tradeoff * table.score[rows, chosen] - (1 - tradeoff) * after.actual_usd[rows, chosen] / reference
+            reward = tradeoff * table.score[rows, chosen] - (1 - tradeoff) * spent[rows, chosen] / reference
             gains += sign * reward / len(TRADEOFFS)
     half = 1.96 * float(gains.std(ddof=1)) / len(gains) ** 0.5
     mean = float(gains.mean())
     return Verdict(len(rows), "every model's answer is known", mean, mean - half, mean + half)
 
 
-def _from_log(after: _Predicted, table: Outcomes) -> Verdict:
+def _from_log(before: _Predicted, after: _Predicted, table: Outcomes) -> Verdict:
+    """Both heads by one estimator on one log, at the same positions of the same dial."""
     known = np.isfinite(table.score) & np.isfinite(table.propensity)
     rows = np.flatnonzero(known.sum(1) == 1)
     if not len(rows):
         raise InputError(
-            "no prompt has every model's score, and none has one score with its propensity: nothing to judge "
-            "a candidate by; give paired outcomes, or a ledger with propensities."
+            f"{int(np.isfinite(table.score).all(1).sum())} of {len(table.prompts)} unseen prompts have every model's "
+            f"score ({LEAST_PAIRED} are needed), and none has one score with its propensity: nothing to judge a "
+            "candidate by; give paired outcomes, or a ledger with propensities."
         )
     choice = known[rows].argmax(1)
-    reference, tradeoff = after.reference, 0.5
-    cost_share = (1 - tradeoff) * np.where(np.isfinite(after.cost_usd), after.cost_usd, 0.0)[rows] / reference
     score = table.score[rows, choice].astype(np.float64)
-    spent = (1 - tradeoff) * after.actual_usd[rows, choice] / reference
-    log = off_policy.Log(choice, table.propensity[rows, choice].astype(np.float64), tradeoff * score - spent)
-    modelled = tradeoff * np.where(np.isfinite(after.quality), after.quality, 0.0)[rows] - cost_share
-    found = off_policy.compare(log, _choices(after, tradeoff, reference)[rows], modelled)
-    how = f"doubly robust from the log, {found.effective_prompts:.0f} effective prompts"
+    reference, spent = before.reference, _spent(before, after)[rows]
+    quality = _between(before.quality, after.quality)[rows]
+    place = np.arange(len(rows))
+    dial: list[off_policy.Rivals] = []
+    for tradeoff in TRADEOFFS:
+        first, second = (_choices(predicted, tradeoff, reference)[rows] for predicted in (before, after))
+        paid = (1 - tradeoff) * spent / reference
+        reward = tradeoff * score - paid[place, choice]
+        span = tradeoff + np.abs(paid[place, second] - paid[place, first])
+        dial.append(off_policy.Rivals(first, second, reward, tradeoff * quality - paid, span))
+    found = off_policy.difference(choice, table.propensity[rows, choice].astype(np.float64), dial)
+    how = (
+        f"doubly robust from the log; the heads choose differently on {found.differing}, and the log speaks for "
+        f"{found.effective_prompts:.0f} of those"
+    )
     return Verdict(len(rows), how, found.gain.value, found.gain.low, found.gain.high)
+
+
+def _spent(before: _Predicted, after: _Predicted) -> Doubles:
+    """[n, M] what each answer cost, the same for both heads: as billed, else by the candidate's prices and lengths."""
+    return np.where(np.isfinite(after.actual_usd), after.actual_usd, before.actual_usd)
+
+
+def _between(first: Doubles, second: Doubles) -> Doubles:
+    """[n, M] the middle of two heads' predictions; where one has no column, the other's."""
+    both = np.isfinite(first) & np.isfinite(second)
+    return np.where(both, (first + np.where(both, second, 0.0)) / 2, np.maximum(first, second))

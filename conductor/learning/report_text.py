@@ -15,7 +15,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     prediction = result["prediction"]
     text = [
         f"router {result['router']} ({result['recipe']}), judged on {result['prompts']} prompts: {result['split']}",
-        *(["WARNING: the head was fitted on these prompts, too"] if result["test_side_fitted_on"] else []),
+        *result["notes"],
         "",
         "models                                        quality   USD/1000",
     ]
@@ -26,7 +26,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         f"{_with_interval(prediction['auc_within_source'], prediction['auc_within_source_interval'])}, "
         f"calibration error {prediction['calibration_error']:.4f}",
         "",
-        f"against always {best['model']} (chosen on the fitting side): quality {best['quality']:.4f}, "
+        f"against always {best['model']} (chosen on {result['best_single_chosen_on']}): quality {best['quality']:.4f}, "
         f"{best['usd_per_thousand']:.4f} USD/1000",
         f"{'':26}{'cost to equal it':>24}{'cost at 95 %':>24}{'points at half cost':>26}{'AIQ':>8}{'arena':>8}",
     ]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onebeat.conductor.learning.outcomes import prompt_key
+from onebeat.conductor.learning.outcomes import Outcomes, prompt_key
 from onebeat.engine.errors import InputError
 from onebeat.engine.records import Prompt
 
@@ -93,9 +95,14 @@ def hold_out_groups(groups: Sequence[str], held_out: Sequence[str]) -> Split:
     for name in held_out:
         if name not in known:
             raise InputError(f"no prompt is of group {name!r}; the groups are {', '.join(known)}.")
-    chosen = np.array([group in held_out for group in groups])
-    if chosen.all():
+    split = _by_group(groups, held_out)
+    if not len(split.fit):
         raise InputError(f"holding out {', '.join(held_out)} leaves nothing to fit on.")
+    return split
+
+
+def _by_group(groups: Sequence[str], held_out: Sequence[str]) -> Split:
+    chosen = np.array([group in held_out for group in groups])
     return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), f"sources held out: {', '.join(sorted(held_out))}")
 
 
@@ -115,6 +122,27 @@ def hold_out_newest(time_s: NDArray[np.float64], share: float) -> Split:
     chosen = np.zeros(len(time_s), bool)
     chosen[newest] = True
     return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), f"newest {100 * share:g} % held out")
+
+
+def newer_than(time_s: NDArray[np.float64], moment_s: float) -> Split:
+    """The prompts after a moment, seconds since 1970, held out; those without a time are not."""
+    chosen = np.nan_to_num(time_s, nan=-np.inf) > moment_s
+    moment = datetime.fromtimestamp(moment_s, UTC).isoformat(timespec="seconds")
+    return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), f"newer than {moment}, the newest fitted on")
+
+
+def recorded(held: Mapping[str, Any], outcomes: Outcomes) -> Split:
+    """The split that a fit kept in router.json, `fitted.split`, made again on these outcomes; a side may be empty.
+
+    Raises `InputError` where prompts have no times and the split was by time.
+    """
+    if held.get("newest_fitted_s") is not None:
+        return newer_than(outcomes.time_s, held["newest_fitted_s"])
+    if held.get("newest_share") is not None:
+        return hold_out_newest(outcomes.time_s, held["newest_share"])
+    if held["held_out_groups"]:
+        return _by_group(outcomes.groups, held["held_out_groups"])
+    return split_prompts(outcomes.prompts, outcomes.groups, test_share=held["test_share"], seed=held["seed"])
 
 
 def folds(

@@ -35,6 +35,7 @@ from onebeat.conductor.learning.splits import (
     sampled,
     split_prompts,
 )
+from onebeat.conductor.learning.weights import counted, mean_scores
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.errors import InputError
 from onebeat.engine.whole_folder import whole_folder
@@ -98,7 +99,7 @@ def train(job: Job, say: Callable[[str], None]) -> Result:
 
 
 def _train(job: Job, tap_sets: Sequence[Sequence[fit.TapName]], folder: Path, say: Callable[[str], None]) -> Result:
-    everything = read_outcomes(job.files, columns=job.columns)
+    everything = counted(read_outcomes(job.files, columns=job.columns))
     outcomes = everything.with_models(job.models or everything.models)
     for line in everything.report.lines():
         say(line)
@@ -123,6 +124,12 @@ def _train(job: Job, tap_sets: Sequence[Sequence[fit.TapName]], folder: Path, sa
         say(f"fitting once more on all {len(rows)} prompts, with {head.recipe.name()}")
         head = _fit(replace(job, recipes=(head.recipe,)), [head.taps], features, outcomes, everything, rows, say)
     description = describe(job, head, features, outcomes, prices, split, rows, test)
+    solved = description["fitted"]["dial"]
+    if not solved["points"]:
+        warnings.append(
+            f"no dial is kept, so no target can be promised: {solved['prompts']} prompts to fit on have a score for "
+            f"every model, and {dial.LEAST_PROMPTS} are needed"
+        )
     description["fitted"]["sample"] = {"prompts": len(chosen), "of": read, "most": job.max_prompts}
     write_head(folder, description, head.tensors)
     if not job.head_only:
@@ -206,7 +213,7 @@ def describe(
     reference = dial.balanced_reference(judged)
     files = ", ".join(path.name for path in job.files)
     states = _side(features, head.taps, rows)
-    means = np.nanmean(np.where(np.isfinite(table.score), table.score, np.nan), axis=0)
+    means = mean_scores(table)
     return {
         "format_version": 1,
         "name": job.name or job.output.absolute().name,
@@ -241,6 +248,7 @@ def describe(
                 "test_share": job.test_share,
                 "held_out_groups": list(job.held_out_groups),
                 "newest_share": job.newest_share,
+                "newest_fitted_s": _newest(outcomes.time_s[split.fit]) if job.newest_share is not None else None,
                 "test_side_fitted_on": job.use_everything,
             },
             "test": dict(test),
@@ -301,6 +309,11 @@ def _warnings(outcomes: Outcomes, features: Features) -> list[str]:
         row, why = next(iter(features.refused.items()))
         warnings.append(f"{len(features.refused)} prompts cannot be read and are left out (first, prompt {row}: {why})")
     return warnings
+
+
+def _newest(time_s: np.ndarray[Any, Any]) -> float | None:
+    known = time_s[np.isfinite(time_s)]
+    return float(known.max()) if known.size else None
 
 
 def _mean_tokens(table: Outcomes, head: fit.FittedHead, column: int) -> float:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLE
     add = parser.add_argument
-    add("--router", type=Path, required=True, help="folder of the router")
+    add("--router", required=True, help="default, a folder, or hf:org/name[@revision]")
     add(
         "--pool",
         type=Path,
@@ -50,13 +50,16 @@ def run(args: argparse.Namespace) -> int:
     """Chooses prompts, or fits the column and writes the router."""
     from onebeat.conductor.learning import onboard
     from onebeat.conductor.learning.artifact import read_head
+    from onebeat.engine.hub import router_folder
     from onebeat.engine.whole_folder import whole_folder
 
+    args.router = router_folder(args.router)
     description, tensors = read_head(args.router)
     names = [column["name"] for column in description["columns"]]
     _check(args, names)
     pool = _pool(args.pool) if args.pool else []
     if args.chosen:
+        pool = _distinct(pool)
         quality, _, _ = _predict(args, description, tensors, pool)
         rows = onboard.choose_prompts(quality, args.count, seed=args.seed)
         args.chosen.write_bytes(b"".join(msgspec.json.encode(_record(pool[row])) + b"\n" for row in rows))
@@ -71,12 +74,14 @@ def _onboard(
 ) -> int:
     from onebeat.conductor.learning import onboard
     from onebeat.conductor.learning.artifact import link_backbone, write_head
+    from onebeat.conductor.learning.drift import features_only
 
     names = [column["name"] for column in description["columns"]]
     outcomes = _graded(args)
     quality, raw, tokens = _predict(args, description, tensors, list(outcomes.prompts))
     predecessor = names.index(args.successor_of) if args.successor_of else None
-    others = [index for index, name in enumerate(names) if name != args.model]
+    # A column that is replaced says nothing of the new model, unless it is named as what to start from.
+    others = [index for index, name in enumerate(names) if name != args.model or name == args.successor_of]
     reach = _predict(args, description, tensors, pool) if pool else (quality, raw, tokens)
     found = onboard.combine(
         quality[:, others],
@@ -93,10 +98,19 @@ def _onboard(
     updated, added = onboard.add_column(description, tensors, table, wide, column, ratio, like)
     fitted = {key: value for key, value in description["fitted"].items() if key != "dial"}
     updated["fitted"] = fitted | {"onboarded": [*description["fitted"].get("onboarded", []), column["fitted_on"]]}
+    updated["drift"] = features_only(description.get("drift") or {})
     write_head(folder, updated, added)
     link_backbone(args.router, folder)
     print("\n".join(onboard.shown(wide, names)))
+    if found.worse_than_constant:
+        print(
+            f"warning: the column predicts prompts it was not fitted on no better than a constant (log loss "
+            f"{found.left_out_loss:.3f} against {found.prior_loss:.3f}); grade more prompts before relying on it",
+            file=sys.stderr,
+        )
     print(f"written: {args.output} (its solved dial is gone: fit it anew when outcomes of every model are at hand)")
+    if updated["drift"]:
+        print("drift is watched in the prompts alone: what is usual of quality and length was of the columns before")
     return 0
 
 
@@ -127,11 +141,13 @@ def _check(args: argparse.Namespace, names: list[str]) -> None:
 
 def _graded(args: argparse.Namespace) -> Any:
     from onebeat.conductor.learning.sources import read_outcomes
+    from onebeat.conductor.learning.weights import counted
 
     outcomes = read_outcomes(args.outcomes, models=[args.model])
     for line in outcomes.report.lines():
         print(line, file=sys.stderr)
-    return outcomes.with_models([args.model])
+    outcomes = counted(outcomes.with_models([args.model]))
+    return outcomes.select(np.flatnonzero(np.isfinite(outcomes.score[:, 0])))
 
 
 def _predict(
@@ -212,6 +228,13 @@ def _pool(path: Path) -> list[Prompt]:
             raise InputError(f'{path}:{number} has neither "prompt" nor "messages".')
         prompts.append(prompt)
     return prompts
+
+
+def _distinct(prompts: list[Prompt]) -> list[Prompt]:
+    """The first of every prompt and its white-space twins: a prompt is graded once."""
+    from onebeat.conductor.learning.outcomes import prompt_key
+
+    return list({prompt_key(prompt): prompt for prompt in reversed(prompts)}.values())[::-1]
 
 
 def _record(prompt: Prompt) -> dict[str, Any]:

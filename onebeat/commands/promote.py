@@ -15,7 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--router", type=Path, required=True, help="folder of the router in service")
     add("--outcomes", nargs="+", type=Path, help="outcomes that neither head was fitted on, or the gateway's ledger")
     add("--dry-run", action="store_true", help="judge only")
-    add("--roll-back", action="store_true", help="put the previous head back instead")
+    add(
+        "--roll-back",
+        nargs="?",
+        const="",
+        metavar="STAMP",
+        help="put the previous head back instead, or the one kept as previous/STAMP; the head that served takes its "
+        "place there, so that rolling back again undoes it",
+    )
     add("--cache", type=Path, help="folder for features; default: the user's cache")
 
 
@@ -28,8 +35,9 @@ def run(args: argparse.Namespace) -> int:
     from onebeat.engine.default_router import CACHE_FOLDER
     from onebeat.engine.errors import InputError
 
-    if args.roll_back:
-        print(f"back in service: the head that was kept in {roll_back(args.router)}")
+    if args.roll_back is not None:
+        place = roll_back(args.router, args.roll_back or None)
+        print(f"back in service: the head that was kept in {place}, which now keeps the one that served")
         return 0
     if args.candidate is None or not args.outcomes:
         raise InputError("promote needs a candidate's folder and --outcomes to judge it on, or --roll-back.")
@@ -41,7 +49,10 @@ def run(args: argparse.Namespace) -> int:
     outcomes = read_outcomes(args.outcomes)
     for line in outcomes.report.lines():
         print(line, file=sys.stderr)
-    verdict = judge(args.router, args.candidate, outcomes, cache_folder=cache_folder)
+    files = [path.name for path in args.outcomes]
+    verdict = judge(args.router, args.candidate, outcomes, files=files, cache_folder=cache_folder)
+    for warning in verdict.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(verdict.sentence())
     if verdict.worse:
         print(f"refused: {args.router} is unchanged", file=sys.stderr)

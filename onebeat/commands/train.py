@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("outcomes", nargs="+", type=Path, help="files of outcomes: .jsonl, .csv, .parquet, or the gateway's ledger")
     add("--output", type=Path, required=True, help="folder for the router; it must not exist, or be empty")
     add("--backbone", default="default", help="folder of the backbone, or hf:org/name; default: the default router's")
-    add("--prices", type=Path, help="JSON list of prices; where a model is missing they are worked out from cost_usd")
+    add("--prices", type=Path, help="JSON object of prices, as below; a model it lacks is priced from cost_usd")
     add("--models", help="comma-separated columns; default: all models. Others are learnt from, then dropped")
     add("--only-these", action="store_true", help="do not learn from models that are not columns")
     add("--taps", action="append", help="layers to tap together, as 20 or 15,17:last,19; repeat to compare several")

@@ -53,6 +53,22 @@ def test_logits_that_carry_nothing_give_the_base_rate() -> None:
     assert 1 / (1 + np.exp(-offset)) == pytest.approx(outcomes(LOGITS).mean(), abs=0.01)
 
 
+def test_a_weight_counts_as_so_many_outcomes_and_zero_as_none() -> None:
+    logits, score = 2.0 * LOGITS[:300] + 1.0, outcomes(LOGITS[:300])
+    weight = np.random.default_rng(4).integers(1, 4, 300)
+    repeated = np.repeat(np.arange(300), weight)
+    counts = weight.astype(float)
+    assert platt(logits, score, counts) == pytest.approx(platt(logits[repeated], score[repeated]), abs=1e-6)
+    assert log_loss(score / 2, score, counts) == pytest.approx(log_loss(score[repeated] / 2, score[repeated]))
+    ours, theirs = isotonic(logits, score, counts), isotonic(logits[repeated], score[repeated])
+    grid = np.linspace(-4, 6, 50)
+    np.testing.assert_allclose(np.interp(grid, *ours), np.interp(grid, *theirs), atol=1e-6)
+    void = np.r_[np.ones(300), np.zeros(300)][:, None]
+    doubled, wrong = np.r_[logits, logits][:, None], np.r_[score, 1 - score][:, None]
+    held = calibrate(doubled, wrong, ["one"], weight=void)
+    assert held == calibrate(logits[:, None], score[:, None], ["one"]) and held is not None
+
+
 def test_few_rows_or_one_class_are_left_alone() -> None:
     assert choose(LOGITS[:20], outcomes(LOGITS)[:20]) is None
     assert choose(LOGITS, np.ones_like(LOGITS)) is None

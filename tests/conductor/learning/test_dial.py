@@ -7,6 +7,7 @@ import pytest
 
 from onebeat.conductor.learning import dial
 from onebeat.conductor.learning.curves import Judged, choose, reference_cost
+from onebeat.engine.errors import InputError
 from onebeat.engine.targets import Target, parse_target, setting
 from tests.conductor.learning.made_up import judged
 
@@ -67,6 +68,15 @@ def test_the_dial_is_divided_where_it_jumps() -> None:
     )
     assert np.abs(np.diff(costs)).max() < 0.5 * np.abs(np.diff(plain)).max()
     assert len(points) <= dial.REFINED_POSITIONS
+
+
+def test_a_few_prompts_promise_nothing() -> None:
+    few = judged(0, dial.LEAST_PROMPTS - 1)
+    solved = dial.solve(few, 0.002)
+    assert solved["points"] == [] and solved["prompts"] == 29 and solved["best_model"] in few.models
+    with pytest.raises(InputError, match="30 or more prompts that all answered"):
+        setting(solved, Target(share_of_best=0.9))
+    assert dial.solve(judged(0, dial.LEAST_PROMPTS), 0.002)["points"]
 
 
 def test_half_the_dial_is_a_balance() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onebeat.conductor.learning.drift import FALSE_ALARM_RATE, DriftWatch, baseline
+from onebeat.conductor.learning.drift import FALSE_ALARM_RATE, DriftWatch, baseline, features_only
 from onebeat.engine.errors import FormatError
 
 FEATURES = 48
@@ -69,6 +69,17 @@ def test_a_shift_is_found_and_named(shift: dict[str, float], named: str) -> None
     report = watch(5, **shift)
     assert report["drifted"]
     assert report["changed"][0] == named
+
+
+def test_with_other_columns_only_the_prompts_are_watched() -> None:
+    for shift, drifted in (({"length": 3.0, "quality": -0.3}, False), ({"kind": 0.4}, True)):
+        held = DriftWatch(features_only(BASELINE))
+        held.observe(*traffic(256, 5, **shift))
+        report = held.report()
+        assert report["drifted"] is drifted
+        assert report["changed"] == (["prompt features"] if drifted else [])
+        assert report["quality_shift"] is None and report["answer_length_ratio"] is None
+    assert features_only({}) == {}
 
 
 def test_the_size_of_a_shift_is_reported() -> None:

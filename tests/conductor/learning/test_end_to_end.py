@@ -88,16 +88,98 @@ def test_eval_in_text_json_and_html(house: Path, capsys: pytest.CaptureFixture[s
     assert [row["target"] for row in result["targets"]] == ["90%", "95%", "98%"]
 
 
+def test_a_weight_of_zero_takes_an_outcome_out_of_everything(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = outcomes(prompts(160, seed=24), ["cheap", "dear"])
+    bad = [row | {"prompt": "void " + row["prompt"], "score": 1 - row["score"]} for row in rows[:200]]
+    common = ["--backbone", str(house / "backbone"), "--prices", str(house / "prices.json"), "--recipe", "kernel"]
+    common += ["--taps", "2", "--cache", str(house / "cache"), "--hold-out", "later"]
+    rows = [row | {"group": "later" if number >= 240 else "early"} for number, row in enumerate(rows)]
+    void = [row | {"weight": 0, "group": "later" if number % 4 < 2 else "early"} for number, row in enumerate(bad)]
+    for name, table in {"clean": rows, "voided": rows + void}.items():
+        command = ["train", write(house / f"{name}.jsonl", table), *common, "--output", str(house / name)]
+        assert main(command) == 0
+        assert main(["eval", command[1], "--router", str(house / name), "--bootstraps", "0", *common[8:10]]) == 0
+    clean, voided = (read_head(house / name)[0] for name in ("clean", "voided"))
+    assert voided["fitted"]["dial"]["prompts"] == clean["fitted"]["dial"]["prompts"] == 120
+    assert voided["fitted"]["test"]["prompts"] == clean["fitted"]["test"]["prompts"] == 40
+    assert voided["fitted"]["outcomes"] == clean["fitted"]["outcomes"]
+    for ours, theirs in zip(voided["columns"], clean["columns"], strict=True):
+        assert ours["mean_quality"] == theirs["mean_quality"]
+    assert capsys.readouterr().out.count("judged on 40 prompts") == 2
+
+
+def test_few_complete_prompts_keep_no_dial_and_say_so(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = prompts(80, seed=25)
+    rows = outcomes(texts, ["cheap", "dear"])
+    rows += outcomes(prompts(20, seed=26), ["cheap"])
+    rows = [row for number, row in enumerate(rows) if number < 40 or row["model"] == "cheap" or number % 5 == 0]
+    command = ["train", write(house / "sparse.jsonl", rows), "--backbone", str(house / "backbone"), "--taps", "2"]
+    command += ["--prices", str(house / "prices.json"), "--recipe", "kernel", "--cache", str(house / "cache")]
+    assert main([*command, "--output", str(house / "sparse")]) == 0
+    assert "no dial is kept, so no target can be promised" in capsys.readouterr().err
+    assert read_head(house / "sparse")[0]["fitted"]["dial"]["points"] == []
+    assert main(["eval", str(house / "outcomes.jsonl"), "--router", str(house / "sparse"), "--bootstraps", "0"]) == 0
+    assert "no target is checked" in capsys.readouterr().out
+
+
+def test_eval_of_everything_says_what_it_cannot_compare_and_what_was_fitted_on(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--router", str(house / "router"), "--bootstraps", "0", "--cache", str(house / "cache"), "--all"]
+    assert main(["eval", str(house / "outcomes.jsonl"), *common]) == 0
+    text = capsys.readouterr().out
+    assert "fitted on about 112 of these 160 prompts (outcomes.jsonl); leave out --all" in text
+    assert "not compared with per-source means, nearest neighbours and TF-IDF" in text
+    assert "(chosen on the judged prompts)" in text
+    fresh = write(house / "fresh.jsonl", outcomes(prompts(60, seed=21), ["cheap", "dear"]))
+    assert main(["eval", fresh, *common]) == 0
+    text = capsys.readouterr().out
+    assert "WARNING" not in text and "not compared with" in text
+
+
+def test_a_head_that_held_out_the_newest_is_judged_on_newer_prompts_than_it_saw(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = prompts(160, seed=22)
+    place = {text: number for number, text in enumerate(texts)}
+    rows = [row | {"time": 1000 + place[row["prompt"]]} for row in outcomes(texts, ["cheap", "dear"])]
+    command = ["train", write(house / "timed.jsonl", rows), "--backbone", str(house / "backbone"), "--taps", "2"]
+    command += ["--prices", str(house / "prices.json"), "--recipe", "kernel", "--cache", str(house / "cache")]
+    assert main([*command, "--hold-out-newest", "0.25", "--output", str(house / "timely")]) == 0
+    assert read_head(house / "timely")[0]["fitted"]["split"]["newest_fitted_s"] == 1119.0
+    later = [row | {"time": 2000} for row in outcomes(prompts(30, seed=23), ["cheap", "dear"])]
+    judge_it = ["--router", str(house / "timely"), "--bootstraps", "0", "--json", "--cache", str(house / "cache")]
+    capsys.readouterr()
+    for more, held_out in (([], 40), (later, 70)):
+        assert main(["eval", write(house / "timed-2.jsonl", rows + more), *judge_it]) == 0
+        assert json.loads(capsys.readouterr().out)["prompts"] == held_out
+    assert main(["eval", write(house / "old.jsonl", rows[:200]), *judge_it]) == 2
+    assert "leaves no prompt to judge on" in capsys.readouterr().err
+    (house / "elsewhere").mkdir()
+    same_name = write(house / "elsewhere" / "timed.jsonl", rows[:200])
+    assert main(["eval", same_name, "--all", *judge_it]) == 0
+    assert "fitted on about 100 of these 100 prompts" in capsys.readouterr().out
+    judge_it = ["--router", str(house / "timely"), "--outcomes", same_name, "--cache", str(house / "cache")]
+    assert main(["promote", str(house / "timely"), *judge_it]) == 2
+    assert "each of the 100 prompts was fitted on by one of the heads" in capsys.readouterr().err
+    few = write(house / "few.jsonl", later[:20])
+    assert main(["promote", str(house / "timely"), *judge_it[:2], "--outcomes", few, *judge_it[4:]]) == 2
+    assert "10 of 10 unseen prompts have every model's score (30 are needed)" in capsys.readouterr().err
+
+
 def test_onboarding_through_the_command(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pool = write(house / "pool.jsonl", [{"prompt": text} for text in prompts(80, seed=5)])
+    texts = prompts(80, seed=5)
+    pool = write(house / "pool.jsonl", [{"prompt": text} for text in [*texts, *texts, *(f" {t} " for t in texts)]])
     common = ["onboard", "--router", str(house / "router"), "--pool", pool, "--cache", str(house / "cache")]
     assert main([*common, "--count", "30", "--chosen", str(house / "chosen.jsonl")]) == 0
     chosen = [json.loads(line)["prompt"] for line in (house / "chosen.jsonl").read_text().splitlines()]
-    assert len(set(chosen)) == 30
+    assert len({text.strip() for text in chosen}) == 30
     graded = write(house / "graded.jsonl", outcomes(chosen, ["other"]))
     fit = ["--model", "other", "--outcomes", graded, "--input-usd", "1", "--output-usd", "1"]
     assert main([*common, *fit, "--output", str(house / "wider")]) == 0
-    assert "95 % interval" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "95 % interval" in printed and "drift is watched in the prompts alone" in printed
+    assert read_head(house / "wider")[0]["drift"]["watched"] == ["prompt features"]
     wider, before = Router.from_pretrained(house / "wider"), Router.from_pretrained(house / "router")
     assert [column.name for column in wider.columns] == ["cheap", "dear", "other"]
     texts = prompts(10, seed=6)
@@ -106,42 +188,21 @@ def test_onboarding_through_the_command(house: Path, capsys: pytest.CaptureFixtu
     assert "--input-usd" in capsys.readouterr().err
 
 
-def test_promoting_keeps_the_previous_head_and_refuses_a_worse_one(
-    house: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    service = house / "service"
-    shutil.copytree(house / "router", service)
-    unseen = write(house / "unseen.jsonl", outcomes(prompts(120, seed=8), ["cheap", "dear"], seed=9))
-    common = ["--router", str(service), "--outcomes", unseen, "--cache", str(house / "cache")]
-    before = (service / TENSORS).read_bytes()
+def test_onboarding_takes_the_default_router_by_name(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onebeat.engine.default_router.default_router_folder", lambda: house / "router")
+    pool = write(house / "by-name.jsonl", [{"prompt": text} for text in prompts(30, seed=28)])
+    command = ["onboard", "--router", "default", "--pool", pool, "--count", "20", "--cache", str(house / "cache")]
+    assert main([*command, "--chosen", str(house / "named.jsonl")]) == 0
+    assert len((house / "named.jsonl").read_text().splitlines()) == 20
 
-    spoilt = house / "spoilt"
-    shutil.copytree(house / "router", spoilt)
-    description, tensors = read_head(spoilt)
-    from onebeat.conductor.learning.artifact import write_head
 
-    # A head that takes the cheap model for everything, judged where that is always wrong and no cheaper.
-    for name, curve in description["calibration"]["columns"].items():
-        curve["quality"] = [0.99 if name == "cheap" else 0.01] * len(curve["logits"])
-    write_head(spoilt, description, tensors)
-    rows = outcomes(prompts(60, seed=8), ["cheap", "dear"])
-    against = [row | {"score": int(row["model"] == "dear"), "cost_usd": 0.0001} for row in rows]
-    common[3] = write(house / "against.jsonl", against)
-    assert main(["promote", str(spoilt), *common]) == 3
-    assert "is worse" in capsys.readouterr().out
-    assert (service / TENSORS).read_bytes() == before
-
-    common[3] = unseen
-    assert train(house, "candidate", "--seed", "1") == 0
-    capsys.readouterr()
-    after = (house / "candidate" / TENSORS).read_bytes()
-    assert main(["promote", str(house / "candidate"), *common]) in (0, 3)
-    promoted = "promoted" in capsys.readouterr().out
-    assert (service / TENSORS).read_bytes() == (after if promoted else before)
-    if promoted:
-        assert main(["promote", "--router", str(service), "--roll-back"]) == 0
-        assert (service / TENSORS).read_bytes() == before
-    assert main(["promote", "--router", str(service), "--roll-back"]) == 2
+def test_a_column_may_start_anew_from_itself(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graded = write(house / "again.jsonl", outcomes(prompts(40, seed=27), ["dear"]))
+    command = ["onboard", "--router", str(house / "router"), "--outcomes", graded, "--cache", str(house / "cache")]
+    command += ["--model", "dear", "--successor-of", "dear", "--input-usd", "1", "--output-usd", "1"]
+    assert main([*command, "--output", str(house / "renewed")]) == 0
+    assert [column["name"] for column in read_head(house / "renewed")[0]["columns"]] == ["cheap", "dear"]
+    assert "dear" in capsys.readouterr().out
 
 
 def test_an_interrupted_extraction_goes_on_where_it_stopped(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:

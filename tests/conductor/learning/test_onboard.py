@@ -120,3 +120,22 @@ def test_what_cannot_be_onboarded() -> None:
 def test_a_model_that_is_always_right_is_onboarded_with_doubt() -> None:
     found = onboard.combine(KNOWN[:40], np.ones(40, np.float32), pool_quality=KNOWN)
     assert 0.8 < found.mean_quality < 1.0
+
+
+@pytest.mark.parametrize("count", [20, 40, 100])
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_grades_that_all_agree_leave_as_much_doubt_as_their_number_allows(count: int, right: float) -> None:
+    """`count` of `count` right: by Clopper and Pearson, the mean may be as low as 0.025 ** (1 / count)."""
+    found = onboard.combine(KNOWN[:count], np.full(count, right, np.float32), pool_quality=KNOWN)
+    low, high = found.mean_interval
+    far = low if right else 1 - high
+    assert far < 0.025 ** (1 / count) + 0.02
+    assert low < found.mean_quality < high
+    assert found.worse_than_constant
+
+
+def test_a_model_unlike_all_others_is_predicted_worse_than_by_a_constant() -> None:
+    contrary = (np.random.default_rng(5).uniform(size=20) > KNOWN[:20].mean(1)).astype(np.float32)
+    assert onboard.combine(KNOWN[:20], contrary, pool_quality=KNOWN).worse_than_constant
+    _, alike = newcomer([0.5, 0.5, 0.0, 0.0], 0.4)
+    assert not onboard.combine(KNOWN[:100], alike[:100], pool_quality=KNOWN).worse_than_constant

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebeat.conductor.learning.splits import folds, hold_out_groups, hold_out_newest, sample_prompts, split_prompts
+from onebeat.conductor.learning.splits import (
+    folds,
+    hold_out_groups,
+    hold_out_newest,
+    newer_than,
+    sample_prompts,
+    split_prompts,
+)
 from onebeat.engine.errors import InputError
 
 PROMPTS = [f"prompt number {i}" for i in range(200)]
@@ -68,6 +75,13 @@ def test_the_newest_are_held_out() -> None:
     assert split.fit.tolist() == [0, 1, 4]
     with pytest.raises(InputError, match="1 have a time"):
         hold_out_newest(np.array([1.0, np.nan, np.nan, np.nan]), 0.5)
+
+
+def test_the_newest_fitted_prompt_is_the_line() -> None:
+    split = newer_than(np.array([5.0, np.nan, 9.0, 7.0, 1.0]), 5.0)
+    assert split.test.tolist() == [2, 3]
+    assert split.fit.tolist() == [0, 1, 4]
+    assert "newer than 1970-01-01T00:00:05+00:00" in split.name
 
 
 def test_holding_out_sources() -> None:

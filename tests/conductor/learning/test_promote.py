@@ -1,0 +1,120 @@
+"""Promoting: no worse than the head that serves, on prompts that neither was fitted on, with a way back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onebeat.cli import main
+from onebeat.conductor.learning.artifact import TENSORS, read_head, write_head
+from onebeat.conductor.learning.promote import Verdict, judge, promote
+from onebeat.conductor.learning.sources import read_outcomes
+from onebeat.engine.errors import InputError
+from tests.conductor.learning.house import outcomes, prompts, train, write
+
+
+def test_promoting_keeps_the_previous_head_and_refuses_a_worse_one(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = house / "service"
+    shutil.copytree(house / "router", service)
+    unseen = write(house / "unseen.jsonl", outcomes(prompts(120, seed=8), ["cheap", "dear"], seed=9))
+    common = ["--router", str(service), "--outcomes", unseen, "--cache", str(house / "cache")]
+    before = (service / TENSORS).read_bytes()
+
+    spoilt = house / "spoilt"
+    shutil.copytree(house / "router", spoilt)
+    description, tensors = read_head(spoilt)
+    # A head that takes the cheap model for everything, judged where that is always wrong and no cheaper.
+    for name, curve in description["calibration"]["columns"].items():
+        curve["quality"] = [0.99 if name == "cheap" else 0.01] * len(curve["logits"])
+    write_head(spoilt, description, tensors)
+    rows = outcomes(prompts(60, seed=8), ["cheap", "dear"])
+    against = [row | {"score": int(row["model"] == "dear"), "cost_usd": 0.0001} for row in rows]
+    common[3] = write(house / "against.jsonl", against)
+    assert main(["promote", str(spoilt), *common]) == 3
+    assert "the candidate is worse" in capsys.readouterr().out
+    assert (service / TENSORS).read_bytes() == before
+
+    common[3] = unseen
+    assert train(house, "candidate", "--seed", "1") == 0
+    capsys.readouterr()
+    after = (house / "candidate" / TENSORS).read_bytes()
+    assert main(["promote", str(house / "candidate"), *common]) in (0, 3)
+    promoted = "promoted" in capsys.readouterr().out
+    assert (service / TENSORS).read_bytes() == (after if promoted else before)
+    if promoted:
+        assert main(["promote", "--router", str(service), "--roll-back"]) == 0
+        assert (service / TENSORS).read_bytes() == before
+
+
+def test_rolling_back_changes_two_heads_places_and_can_be_undone(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = house / "rolled"
+    shutil.copytree(house / "router", service)
+    roll = ["promote", "--router", str(service), "--roll-back"]
+    assert main(roll) == 2
+    assert "there is nothing to go back to" in capsys.readouterr().err
+    assert train(house, "other-head", "--seed", "2") == 0
+    one, two = (house / "router" / TENSORS).read_bytes(), (house / "other-head" / TENSORS).read_bytes()
+    assert one != two
+    promote(service, house / "other-head", "first")
+    for expected, kept in ((one, two), (two, one)):
+        assert main(roll) == 0
+        assert (service / TENSORS).read_bytes() == expected
+        assert (service / "previous" / "first" / TENSORS).read_bytes() == kept
+    assert main([*roll, "first"]) == 0 and (service / TENSORS).read_bytes() == one
+    assert main([*roll, "second"]) == 2
+    assert "keeps no previous head second; it keeps first" in capsys.readouterr().err
+
+
+def test_a_head_against_itself_gains_nothing_from_a_log(house: Path) -> None:
+    """What was logged stood elsewhere on the dial: that is no gain of the candidate's."""
+    random = np.random.default_rng(0)
+    rows = outcomes(prompts(200, seed=18), ["cheap", "dear"])
+    log = [rows[2 * place + int(random.integers(2))] | {"propensity": 0.5} for place in range(200)]
+    table = read_outcomes([Path(write(house / "log.jsonl", log))])
+    verdict = judge(house / "router", house / "router", table, cache_folder=house / "cache")
+    assert (verdict.gain, verdict.low, verdict.high, verdict.worse) == (0.0, 0.0, 0.0, False)
+    assert "differently on 0" in verdict.sentence()
+
+
+def test_a_candidate_that_lost_a_model_is_judged_against_it_or_refused(house: Path) -> None:
+    assert train(house, "three", "--models", "cheap,dear,other") == 0
+    rows = outcomes(prompts(120, seed=19), ["cheap", "dear", "other"])
+    only = [row | {"score": int(row["model"] == "other"), "cost_usd": 0.0001} for row in rows]
+    best = house / "best-is-other"
+    shutil.copytree(house / "three", best)
+    description, tensors = read_head(best)
+    for name, curve in description["calibration"]["columns"].items():
+        curve["quality"] = [0.99 if name == "other" else 0.01] * len(curve["logits"])
+    write_head(best, description, tensors)
+    table = read_outcomes([Path(write(house / "only-other.jsonl", only))])
+    verdict = judge(best, house / "router", table, cache_folder=house / "cache")
+    assert verdict.worse and verdict.gain < -0.3 and "without other" in verdict.how
+    with pytest.raises(InputError, match="no column for other, which the serving head has, and no outcome names it"):
+        judge(best, house / "router", table.with_models(["cheap", "dear"]), cache_folder=house / "cache")
+
+
+def test_promoting_leaves_out_what_a_head_was_fitted_on(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--dry-run", "--router", str(house / "router"), "--cache", str(house / "cache")]
+    common += ["--outcomes", str(house / "outcomes.jsonl")]
+    assert main(["promote", str(house / "router"), *common]) == 0
+    said = capsys.readouterr()
+    assert "over 48 prompts" in said.out
+    assert "the candidate is judged on the 48 prompts that its fit held out" in said.err
+    assert train(house, "knows-all", "--use-everything") == 0
+    capsys.readouterr()
+    assert main(["promote", str(house / "knows-all"), *common]) in (0, 3)
+    said = capsys.readouterr().err
+    assert "the candidate was fitted on a file named outcomes.jsonl: its figures here may flatter it" in said
+
+
+def test_a_wide_interval_is_not_called_worse() -> None:
+    assert "is not shown to be no worse" in Verdict(10, "how", 0.02, -0.1, 0.14).sentence()
+    assert "is worse" in Verdict(10, "how", -0.02, -0.1, 0.06).sentence()
+    assert "is no worse" in Verdict(900, "how", 0.0, -0.01, 0.01).sentence()
