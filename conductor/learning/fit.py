@@ -19,13 +19,12 @@ from onebeat.conductor.learning.metrics import auc_overall, auc_within
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.solve import Recipe
 from onebeat.conductor.learning.splits import folds
+from onebeat.conductor.learning.trials import TapName as TapName
+from onebeat.conductor.learning.trials import Trial, losses_of, steadiest
 from onebeat.engine.errors import InputError
 from onebeat.engine.head import MAX_OUTPUT_TOKENS, Head, logistic
 
 Floats = NDArray[np.float32]
-TapName = tuple[int, str]
-"""(layer, "mean" | "last")"""
-
 MIN_PROMPTS = 20
 FOLDS = 4
 MAX_KERNEL_PROMPTS = 30_000
@@ -45,26 +44,6 @@ NETWORKS = (
     Recipe("mlp", l2=0.3, width=32, pairwise=0.5),
 )
 """Tried as well when asked for: slower to fit by a factor of ten, and on the public outcomes never the best."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One combination that was tried, judged on folds it was not fitted on."""
-
-    taps: tuple[TapName, ...]
-    recipe: Recipe
-    log_loss: float
-    between_models: float
-    """Mean squared error of the predicted difference between a model and the mean of the others: what routing uses."""
-    auc: float | None
-    auc_within: float | None
-    losses: Floats
-    """[n] each prompt's part in the criterion."""
-
-    @property
-    def criterion(self) -> float:
-        """What decides: the cross-entropy, plus the error between models, which alone moves a decision."""
-        return self.log_loss + 2.0 * self.between_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,22 +129,6 @@ def fit(
         predicted.tokens,
         tuple(sorted(trials, key=lambda trial: trial.criterion)),
     )
-
-
-def steadiest(trials: Sequence[Trial]) -> int:
-    """Which trial's taps to take: of those that are not surely worse than the best and read no deeper, most taps."""
-    best = min(trials, key=lambda trial: trial.criterion)
-    deepest = max(layer for layer, _ in best.taps)
-
-    def place(number: int) -> tuple[int, float]:
-        trial = trials[number]
-        behind = trial.losses.astype(np.float64) - best.losses
-        error = float(behind.std()) / max(len(behind), 1) ** 0.5
-        if float(behind.mean()) > error or max(layer for layer, _ in trial.taps) > deepest:
-            return 0, -trial.criterion
-        return len(trial.taps), -trial.criterion
-
-    return max(range(len(trials)), key=place)
 
 
 def check(outcomes: Outcomes) -> None:
@@ -313,19 +276,8 @@ def _judge(taps: tuple[TapName, ...], recipe: Recipe, logits: Floats, outcomes: 
         float(np.nanmean(np.square(centred))),
         auc_overall(quality, score),
         auc_within(quality, score, outcomes.groups),
-        _losses(quality, score, known, centred),
+        losses_of(quality, score, known, centred),
     )
-
-
-def _losses(
-    quality: NDArray[np.float64], score: NDArray[np.float64], known: NDArray[np.bool_], centred: NDArray[np.float64]
-) -> Floats:
-    """[n] the cross-entropy and the error between models of each prompt, so that their mean is the criterion."""
-    clipped = np.clip(quality, 1e-6, 1 - 1e-6)
-    entropy = np.where(known, score * np.log(clipped) + (1 - score) * np.log(1 - clipped), 0.0)
-    square = np.nan_to_num(np.square(centred))
-    between = square.sum(1) / max(np.isfinite(centred).sum(), 1)
-    return np.asarray(len(score) * (2.0 * between - entropy.sum(1) / max(known.sum(), 1)), np.float32)
 
 
 def _with_auxiliary(outcomes: Outcomes, auxiliary: Outcomes | None) -> Outcomes:

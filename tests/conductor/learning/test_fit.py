@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from onebeat.conductor.learning.curves import choose
-from onebeat.conductor.learning.fit import RECIPES, Trial, fit, one_class, out_of_fold, steadiest
+from onebeat.conductor.learning.fit import RECIPES, fit, one_class, out_of_fold
 from onebeat.conductor.learning.kernel import fit_kernel, impute
 from onebeat.conductor.learning.metrics import auc_overall, calibration_error
 from onebeat.conductor.learning.outcomes import Gatherer, Outcomes
 from onebeat.conductor.learning.solve import Recipe, length_tensors, quality_tensors
+from onebeat.conductor.learning.trials import Trial, steadiest
 from onebeat.engine.errors import InputError
 from tests.conductor.learning.made_up import MODELS, PRICE_USD, world
 
