@@ -40,9 +40,9 @@ _JOINED = re.compile(
     r"\s*(?:even|maybe|perhaps|possibly)?\s*",
     re.IGNORECASE,
 )
-_FILLERS = frozenset(
-    "and as at because but by for from if in is of on or since so that then to total altogether when where which with "
-    "per overall exactly each every".split()
+_FILLER = re.compile(
+    r"(?i)(?:and|as|at|because|but|by|for|from|if|in|is|of|on|or|since|so|that|then|to|total|altogether|when|where|which"
+    r"|with|per|overall|exactly|each|every)\b"
 )
 
 
@@ -175,7 +175,7 @@ def parse(text: str) -> Quantity | None:
     rest = body[match.end() :].strip()
     if not rest or (found.unit is not None and body[_end(body, match) :].strip() == ""):
         return found
-    if not re.fullmatch(r"[A-Za-z]+(?:\s[A-Za-z]+)?", rest) or rest.split()[0].lower() in _FILLERS:
+    if not re.fullmatch(r"[A-Za-z]+(?:\s[A-Za-z]+)?", rest) or _FILLER.match(rest):
         return None
     return Quantity(found.value, found.step, found.roundable, rest, None, Fraction(1))
 
@@ -191,7 +191,7 @@ def _unit_after(text: str, match: re.Match[str]) -> tuple[str, int] | None:
         preposition = name.lower() == "in" and re.match(r"\s+[a-z]", text[end:])
         if unit_of(name) is not None and not preposition:
             return name, end
-    return (found[1], found.end()) if found[1].split()[0].lower() not in _FILLERS else None
+    return (found[1], found.end()) if not _FILLER.match(found[1]) else None
 
 
 def _end(text: str, match: re.Match[str]) -> int:

@@ -26,7 +26,7 @@ import msgspec
 
 from onebeat.conductor.learning.graders.code import Limits, grade_code
 from onebeat.conductor.learning.graders.grade import CANNOT_GRADE, Grade, cannot_grade
-from onebeat.conductor.learning.graders.numeric import grade_numeric, parse
+from onebeat.conductor.learning.graders.numeric import boxed, grade_numeric, parse
 from onebeat.conductor.learning.graders.preferences import Comparison, score_preferences
 from onebeat.conductor.learning.graders.schema import grade_schema
 from onebeat.conductor.learning.graders.text import grade_choice, grade_exact
@@ -133,7 +133,9 @@ class Grading:
         answer = _text(row.get("answer"))
         if answer is None:
             return ""
-        return "numeric" if parse(answer) is not None else "exact"
+        number = parse(boxed(answer) or answer)
+        # "12 Monkeys" is a text: what follows a number must be a unit that is known.
+        return "numeric" if number is not None and (number.unit is None or number.kind is not None) else "exact"
 
     async def _grade(self, row: Row) -> Graded:
         problem = _incomplete(row)
@@ -190,7 +192,7 @@ def _choice(output: str, answer: str, choices: object) -> Grade:
     texts = [_text(choice) for choice in choices]
     if texts.count(answer) == 1:
         answer = letters[texts.index(answer)]
-    return grade_choice(output, answer, letters=letters)
+    return grade_choice(output, answer, letters=letters, options=[text or "" for text in texts])
 
 
 def _outcome(row: Row, score: float) -> dict[str, Any]:

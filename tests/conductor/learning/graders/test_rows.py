@@ -42,6 +42,11 @@ SCORED: list[tuple[dict[str, Any], float]] = [
     ({"output": "The answer is (B).", "answer": "B", "choices": ["fish", "fowl"]}, 1.0),
     ({"output": "The answer is (B).", "answer": "fowl", "choices": ["fish", "fowl"]}, 1.0),
     ({"output": "A", "answer": "B", "choices": "ABCD"}, 0.0),
+    ({"output": "12 Monkeys", "answer": "12 Angry Men"}, 0.0),
+    ({"output": "12 Angry Men", "answer": "12 Monkeys"}, 0.0),
+    ({"output": "12 monkeys", "answer": "12 Monkeys"}, 1.0),
+    ({"output": "It is 2.5 km.", "answer": "2500 m"}, 1.0),
+    ({"output": "The answer is 0.5", "answer": "$\\frac{1}{2}$"}, 1.0),
     ({"output": '{"a": 1}', "schema": {"type": "object", "required": ["a"]}}, 1.0),
     ({"output": "[]", "schema": {"type": "object"}}, 0.0),
 ]
