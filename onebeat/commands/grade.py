@@ -31,7 +31,8 @@ EXAMPLE = """each row is one JSON object:
   schema      a JSON Schema             tests       Python assertions, run after the answer's program in a sandbox
   first, second, preferred              instead of model and output: two models and which answer was better: "first",
               "second", "tie", a model's name, or 1 to 0; scored together by Bradley and Terry's model
-input_tokens, output_tokens, cost_usd, latency_ms, group, time, weight and propensity are passed on to the outcome.
+input_tokens, output_tokens, cost_usd, latency_ms, group, time, weight and propensity are passed on to the outcome; of
+a row with `preferred`, which tells of two models at once, only group and time are.
 
 examples:
   onebeat grade answers.jsonl --output outcomes.jsonl --ungraded left.jsonl

@@ -10,7 +10,8 @@ reason. Knows no file and no vendor.
     schema      schema: a JSON Schema          tests     code: Python assertions, run after the answer's program
     first, second, preferred              preferences, instead of model and output: two models, and which answer was
                                           better: 1 or "first", 0 or "second", 0.5 or "tie", or the model's name
-    input_tokens, output_tokens, cost_usd, latency_ms, group, time, weight, propensity    are passed on
+    input_tokens, output_tokens, cost_usd, latency_ms, group, time, weight, propensity    are passed on; of
+                                          comparisons, which tell of two models at once, group and time are
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import msgspec
 from onebeat.conductor.learning.graders.code import Limits, grade_code
 from onebeat.conductor.learning.graders.grade import CANNOT_GRADE, Grade, cannot_grade
 from onebeat.conductor.learning.graders.numeric import boxed, grade_numeric, parse
-from onebeat.conductor.learning.graders.preferences import Comparison, score_preferences
+from onebeat.conductor.learning.graders.preferences import Comparison, linked_groups, score_preferences
 from onebeat.conductor.learning.graders.schema import grade_schema
 from onebeat.conductor.learning.graders.text import grade_choice, grade_exact
 from onebeat.conductor.learning.outcomes import OPTIONAL
@@ -156,7 +157,7 @@ class Grading:
         if name == "schema":
             if not isinstance(row.get("schema"), dict):
                 return cannot_grade("the row has no schema that is an object")
-            return grade_schema(output, row["schema"])
+            return await asyncio.to_thread(grade_schema, output, row["schema"])
         if name not in ("numeric", "exact", "choice"):
             said = f"the row names the grader {name!r}" if name else "the row names no grader and has no answer"
             return cannot_grade(f"{said}; known are {', '.join(GRADERS)}")
@@ -215,18 +216,35 @@ def _preferences(rows: list[tuple[str, Row]]) -> Iterable[tuple[str, Graded]]:
             asked.setdefault(found.prompt, (place, row))
     if not comparisons:
         return
+    # Scores of models that nothing links are on no common scale: the group with most comparisons is scored.
+    groups = linked_groups(comparisons)
+    largest = groups[0]
+    tied = len(groups) > 1 and _size(comparisons, groups[1]) == _size(comparisons, largest)
+    scored = [one for one in comparisons if not tied and one.first in largest]
     try:
-        scores = score_preferences(comparisons).scores
+        scores = score_preferences(scored).scores if not tied else {}
+        problem = None
     except InputError as error:
-        for place, row in rows:
-            if not isinstance(_comparison(row), str):
-                yield place, Graded(row, None, f"{CANNOT_GRADE}: {error}")
-        return
+        scores, problem = {}, str(error)
+    for place, row in rows:
+        found = _comparison(row)
+        if isinstance(found, str) or (found.first in largest and not tied and problem is None):
+            continue
+        apart = (
+            f"{found.first} and {found.second} were never compared with {', '.join(sorted(largest - {found.first}))[:80]}, "
+            "not even through others, so no common scale holds them; add comparisons that link them"
+        )
+        why = problem if problem and found.first in largest else apart
+        yield place, Graded(row, None, f"{CANNOT_GRADE}: {why}")
     for (key, model), score in scores.items():
         place, row = asked[key]
         passed = {name: row[name] for name in ("prompt", "messages", "group", "time") if row.get(name) is not None}
         outcome = _outcome(passed | {"model": model}, round(score, 6))
         yield place, Graded({**row, "grader": "preferences"}, outcome, "preferences")
+
+
+def _size(comparisons: list[Comparison], group: frozenset[str]) -> int:
+    return sum(one.first in group for one in comparisons)
 
 
 def _comparison(row: Row) -> Comparison | str:

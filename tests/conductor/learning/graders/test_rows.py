@@ -152,6 +152,18 @@ def test_preferences_are_scored_together() -> None:
     ]
 
 
+def test_a_stray_pair_does_not_take_the_other_comparisons_with_it() -> None:
+    votes = [{"prompt": f"p{number}", "first": "a", "second": "b", "preferred": "a"} for number in range(5)]
+    stray = {"prompt": "q", "first": "c", "second": "d", "preferred": "c"}
+    found, tally = graded([stray, *votes])
+    assert tally.by_grader == {"preferences": 10}
+    left = [row for row in found if row.outcome is None]
+    assert [row.row for row in left] == [stray]
+    assert "c and d were never compared with a, b" in left[0].why
+    even, tally = graded([votes[0], stray])
+    assert tally.outcomes == 0 and len(even) == 2
+
+
 def write(path: Path, rows: list[Any]) -> str:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)

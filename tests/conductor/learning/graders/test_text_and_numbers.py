@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 
 import pytest
@@ -260,10 +261,28 @@ SCHEMA = {
         ("{'name': 'Ada'}", WRONG),
         ('{"name": "Ada", "age": NaN}', WRONG),
         ("no JSON at all", WRONG),
+        ('Here it is: {"name": "Ada"}', RIGHT),
+        ('Here it is: {"name": "Ada"}. Done [1].', RIGHT),
+        ('Here it is: {"name": "ada"}', WRONG),
+        ('Here it is: {"name": "Ada"', WRONG),
+        ('Use {"name": "Ada"} or {"name": "Bob"}', UNKNOWN),
+        ('The set {1, 2} gives {"name": "Ada"}', UNKNOWN),
+        ('{"name": "Ada", "next": {"name": "Bob"},}', WRONG),
+        ('```json\n{"name": "Ada"}\n```\nBetter:\n```json\n{"name": "Ada",}\n```', WRONG),
+        ('```json\n{"age": 3}\n```\nBetter:\n  ```JSON\n  {"name": "Ada"}\n  ```', RIGHT),
+        ('```json\n{"name": "Ada"}\n```\nRead it by\n```python\njson.load(file)\n```', RIGHT),
     ],
 )
-def test_schemas(answer: str, score: float) -> None:
+def test_schemas(answer: str, score: float | None) -> None:
     assert grade_schema(answer, SCHEMA).score == score, grade_schema(answer, SCHEMA).reason
+
+
+def test_a_pattern_without_end_cannot_be_graded() -> None:
+    for schema in ({"pattern": "^(a+)+$"}, {"items": {"patternProperties": {"^(a+)+$": True}}}):
+        text = json.dumps("a" * 60 + "!" if "pattern" in schema else [{"a" * 60 + "!": 1}])
+        grade = grade_schema(text, schema)
+        assert grade.score is None
+        assert "a pattern of the schema was not decided in" in grade.reason
 
 
 def test_what_a_schema_asks_and_is_not_checked_cannot_be_graded() -> None:
