@@ -50,6 +50,14 @@ class Graded:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A line that is no row: its text, and why."""
+
+    text: str
+    why: str
+
+
 @dataclass(slots=True)
 class Tally:
     """How many were graded, by grader, and why the others were not."""
@@ -85,18 +93,21 @@ class Grading:
     jobs: int = 2
     """Programs and judge's calls under way at once."""
 
-    async def run(self, rows: Iterable[tuple[str, Row | str]], tally: Tally) -> AsyncIterator[tuple[str, Graded]]:
+    async def run(
+        self, rows: Iterable[tuple[str, Row | Unreadable]], tally: Tally
+    ) -> AsyncIterator[tuple[str, Graded]]:
         """Every row with its place and what became of it, in order; preferences, which need each other, last.
 
-        A row that is a string is what was wrong with an unreadable one. Memory holds `jobs` rows and the preferences.
+        Memory holds `jobs` rows and the preferences.
         """
         waiting: deque[tuple[str, asyncio.Task[Graded]]] = deque()
         comparisons: list[tuple[str, Row]] = []
         try:
             for place, row in rows:
                 tally.rows += 1
-                if isinstance(row, str):
-                    yield self._count(tally, place, Graded({}, None, f"unreadable: {row}"))
+                if isinstance(row, Unreadable):
+                    kept = {"place": place, "text": row.text}
+                    yield self._count(tally, place, Graded(kept, None, f"unreadable: {row.why}"))
                 elif self._name(row) == "preferences":
                     comparisons.append((place, row))
                 else:
@@ -216,26 +227,17 @@ def _preferences(rows: list[tuple[str, Row]]) -> Iterable[tuple[str, Graded]]:
             asked.setdefault(found.prompt, (place, row))
     if not comparisons:
         return
-    # Scores of models that nothing links are on no common scale: the group with most comparisons is scored.
-    groups = linked_groups(comparisons)
-    largest = groups[0]
-    tied = len(groups) > 1 and _size(comparisons, groups[1]) == _size(comparisons, largest)
-    scored = [one for one in comparisons if not tied and one.first in largest]
-    try:
-        scores = score_preferences(scored).scores if not tied else {}
-        problem = None
-    except InputError as error:
-        scores, problem = {}, str(error)
+    scored, scores, problem = _scores(comparisons)
     for place, row in rows:
         found = _comparison(row)
-        if isinstance(found, str) or (found.first in largest and not tied and problem is None):
+        if isinstance(found, str) or (found.first in scored and problem is None):
             continue
+        others = ", ".join(sorted(scored - {found.first, found.second})) or "the other models"
         apart = (
-            f"{found.first} and {found.second} were never compared with {', '.join(sorted(largest - {found.first}))[:80]}, "
-            "not even through others, so no common scale holds them; add comparisons that link them"
+            f"{found.first} and {found.second} were never compared with {others[:80]}, not even through others, so no "
+            "common scale holds them; add comparisons that link them"
         )
-        why = problem if problem and found.first in largest else apart
-        yield place, Graded(row, None, f"{CANNOT_GRADE}: {why}")
+        yield place, Graded(row, None, f"{CANNOT_GRADE}: {problem if found.first in scored else apart}")
     for (key, model), score in scores.items():
         place, row = asked[key]
         passed = {name: row[name] for name in ("prompt", "messages", "group", "time") if row.get(name) is not None}
@@ -243,8 +245,19 @@ def _preferences(rows: list[tuple[str, Row]]) -> Iterable[tuple[str, Graded]]:
         yield place, Graded({**row, "grader": "preferences"}, outcome, "preferences")
 
 
-def _size(comparisons: list[Comparison], group: frozenset[str]) -> int:
-    return sum(one.first in group for one in comparisons)
+def _scores(
+    comparisons: list[Comparison],
+) -> tuple[frozenset[str], dict[tuple[str, str], float], str | None]:
+    """(models, scores, what keeps them from being scored) of the linked models with most comparisons: what nothing
+    links is on no common scale. No models where two such groups have equally many."""
+    groups = linked_groups(comparisons)
+    sizes = [sum(one.first in group for one in comparisons) for group in groups]
+    if sizes[1:2] == sizes[:1]:
+        return frozenset(), {}, None
+    try:
+        return groups[0], score_preferences([one for one in comparisons if one.first in groups[0]]).scores, None
+    except InputError as error:
+        return groups[0], {}, str(error)
 
 
 def _comparison(row: Row) -> Comparison | str:

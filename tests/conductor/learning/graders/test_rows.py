@@ -16,7 +16,7 @@ from onebeat.cli import main
 from onebeat.conductor.learning.graders.code import Limits
 from onebeat.conductor.learning.graders.grade import Grade
 from onebeat.conductor.learning.graders.numeric import grade_numeric
-from onebeat.conductor.learning.graders.rows import Graded, Grading, Tally
+from onebeat.conductor.learning.graders.rows import Graded, Grading, Tally, Unreadable
 from onebeat.conductor.learning.graders.schema import grade_schema
 from onebeat.conductor.learning.sources import read_outcomes
 from tests.conductor.learning.graders.test_preferences_and_judge import completion
@@ -60,7 +60,7 @@ def test_a_row_goes_to_the_grader_that_it_calls_for(row: dict[str, Any], score: 
 
 
 UNGRADED: list[tuple[Any, str]] = [
-    ("not JSON", "unreadable: not JSON"),
+    (Unreadable("{", "not JSON"), "unreadable: not JSON"),
     ({}, "no prompt, and no messages"),
     ({"messages": [{"content": "no role"}], "model": "m", "output": ""}, "no prompt, and no messages"),
     ({"prompt": "p", "output": "42", "answer": "42"}, "the row has no model"),
@@ -191,7 +191,11 @@ def test_the_command_writes_outcomes_that_train_reads_and_keeps_the_rest(
     output.unlink()
     assert main(["grade", source, "--output", str(output), "--ungraded", str(left)]) == 0
     kept = [json.loads(line) for line in left.read_text().splitlines()]
-    assert kept[0]["place"] == "raw.jsonl:2" and kept[1]["output"] == "?" and "no number" in kept[1]["why"]
+    assert (
+        (kept[0]["place"], kept[0]["text"]) == ("raw.jsonl:2", "{broken")
+        and kept[1]["output"] == "?"
+        and "no number" in kept[1]["why"]
+    )
     assert main(["grade", str(left), "--output", str(tmp_path / "none.jsonl")]) == 2
     assert not (tmp_path / "none.jsonl").exists()
 
@@ -276,6 +280,12 @@ def test_mistakes_end_in_one_sentence_and_no_file(
     assert main(["grade", source, *arguments, "--output", str(output)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("onebeat: ") == 1 and not output.exists()
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_row(tmp_path: Path) -> None:
+    row = json.dumps(ASKED | {"output": "42", "answer": "42"})
+    (tmp_path / "raw.jsonl").write_text(row + "\n", encoding="utf-8-sig")
+    assert main(["grade", str(tmp_path / "raw.jsonl"), "--output", str(tmp_path / "o.jsonl")]) == 0
 
 
 def test_empty_files_and_binary_garbage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
