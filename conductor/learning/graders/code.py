@@ -94,7 +94,8 @@ def extract_program(answer: str) -> str | None:
 def fences_of(answer: str) -> Iterator[tuple[str, str]]:
     """(language in lower case, body without the fence's indentation) of each code fence, as CommonMark pairs them; one
     that is not closed runs to the end."""
-    fence, language, indent, body = "", "", 0, []
+    fence, language, indent = "", "", 0
+    body: list[str] = []
     for line in re.split(r"\r\n|\r|\n", answer):
         if not fence:
             if opening := re.match(r"(\s*)(`{3,}|~{3,})\s*\{?\.?([\w+#-]*)[^`]*$", line):

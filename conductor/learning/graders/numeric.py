@@ -46,6 +46,10 @@ _FILLER = re.compile(
 )
 
 
+_APPLIED = re.compile(r"(?i)[A-Za-z]\($|\b(?:log|ln|exp|sqrt|sin|cos|tan|roots? of)\s*\(?\s*$")
+"""What stands before an argument, `f(3)`, `log 2`, `the square root of 2`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """A number as written."""
@@ -204,6 +208,8 @@ def _evaluated(text: str, match: re.Match[str]) -> bool:
     before, after, beyond = text[: match.start()], text[match.end() :], text[_end(text, match) :]
     variable = r"(?:\d|(?<![A-Za-z])[A-Za-z]|\))\s*"
     if re.search(rf"[\w.{{}}^\\√π]$|[+*/^×·÷√<>≤≥≠π]\s*$|\d[,:]$|{variable}[-–—]\s*$|^\s*[-–]\s+$", before):
+        return False
+    if _APPLIED.search(before):
         return False
     if re.search(r"\\[A-Za-z]+\s*[{(\[]?\s*$", before) or (match["sign"] and re.search(rf"{variable}$", before)):
         return False

@@ -14,6 +14,8 @@ def plain(text: str) -> str:
     """`text` without what only frames or spaces it."""
     text = re.sub(r"[¼-¾⅐-⅞]", lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("⁄", "/"), text)
     text = text.replace("−", "-").replace("{,}", ",").replace("\\$", "\ue000")
+    # A dollar sign is LaTeX's frame where a pair holds something tight between them, and money elsewhere.
+    text = re.sub(r"(?<!\d)\$(?=\S)([^$\n]*?\S)\$(?!\d)", r" \1 ", text.replace("$$", " "))
     text = re.sub(r"(\d),\\!(\d{3})", r"\1,\2", text)
     text = re.sub(r"(?<=\d)\\[dt]?frac", r" \\frac", text)
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}", r"\1/\2", text)
@@ -22,9 +24,8 @@ def plain(text: str) -> str:
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text)
     text = re.sub(r"\\(?:times|cdot)\b", "×", text)
     text = re.sub(r"\\approx\b", "≈", text).replace("\\%", "%")
-    text = re.sub(r"\\(?:left|right|quad)\b|\\[!,;: ()\[\]\\]", " ", text).replace("$$", " ")
-    # A dollar sign is LaTeX's frame where a pair holds something tight between them, and money elsewhere.
-    text = re.sub(r"(?<!\d)\$(?=\S)([^$\n]*?\S)\$(?!\d)", r" \1 ", text).replace("\ue000", "$")
+    text = re.sub(r"\\(?:left|right|quad)\b|\\[!,;: ()\[\]\\]", " ", text)
+    text = text.replace("\ue000", "$")
     text = re.sub(r"(?<=\d)\*\*(?=\d)", "^", text)
     text = re.sub(r"\*{2,}|_{2,}|`+", "", text)
     return re.sub(r"(?<!\w)([*_])(\S(?:[^*_\n]*\S)?)\1(?!\w)", r"\2", text)

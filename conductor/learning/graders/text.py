@@ -11,18 +11,19 @@ from collections.abc import Sequence
 
 from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right, wrong
 from onebeat.conductor.learning.graders.numeric import boxed
+from onebeat.conductor.learning.graders.plain import plain
 
 _LETTER = (
     r"[\"'(\[*]{0,3}([A-Z])"
     r"(?=\s*$|\s*[)\].,:;*\"–—-](?!\w)|'(?!\w)|[)\]*]|\s*\n|\s*\(|\s+(?:because|since|as|due|given|for|which|or|and)\b)"
 )
 _STATED = re.compile(
-    r"(?i:\b(?:answer|correct option|correct choice)\s*\**\s*(?:is|:|=|must be|would be)\s*:?\s*\**\s*)"
+    r"(?i:\b(?:answer|(?:correct|best|right) (?:option|choice))\s*\**\s*(?:is|:|=|must be|would be)\s*:?\s*\**\s*)"
     rf"(?i:(?:option|choice)\s+)?{_LETTER}"
 )
 _SAID = re.compile(
     rf"(?i:\b(?:it is|it's|it must be|it has to be|i choose|i pick|i select|go with)\s+(?:option|choice)?\s*){_LETTER}"
-    r"|(?i:\b(?:option|choice)\s*)[(*]{0,3}([A-Z])[)*]{0,3}\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
+    r"|(?<!\w)\(?([A-Z])\)?\s+is\s+(?:the\s+)?(?:correct|right|best)(?=\s*(?:$|[.,;:!]|answer|option|choice|one\b|because))"
 )
 _ALONE = re.compile(r"^[\s\"'(\[*]*([A-Z])[\s\"')\].:*]*$")
 _LEADING = re.compile(r"^[\s\"'(\[*]*([A-Z])[)\].:]\s+(?!(?:is|isn|was|can|could|seems|looks)\b)")
@@ -113,6 +114,7 @@ def chosen_letter(answer: str, letters: Sequence[str]) -> tuple[str | None, str]
     if inside is not None:
         match = _ALONE.match(re.sub(r"\\text\{([^}]*)\}", r"\1", inside))
         return (match[1], "") if match and match[1] in letters else (None, "what is boxed is not one letter")
+    answer = plain(answer)
     stated, said = _claims(_STATED, answer, letters), _claims(_SAID, answer, letters)
     if stated or said:
         last = max(stated[-1:] + said[-1:])
