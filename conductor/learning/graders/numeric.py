@@ -16,6 +16,7 @@ from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right,
 from onebeat.conductor.learning.graders.plain import plain
 from onebeat.conductor.learning.graders.units import unit_of
 
+LONGEST_NAME = 40
 MAX_DIGITS = 300
 """Of a number and its power of ten together: beyond them it is no answer, and no float either."""
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
@@ -148,7 +149,9 @@ def _stated(line: str, start: int | None) -> tuple[Quantity | None, str]:
 
 def _in_a_name(text: str, match: re.Match[str]) -> bool:
     """Whether the digits belong to a name, like `H2O`: no number at all."""
-    return re.search(r"(?<![\\A-Za-z])[A-Za-z]+$", text[: match.start()]) is not None
+    return (
+        re.search(r"(?<![\\A-Za-z])[A-Za-z]+$", text[max(0, match.start() - LONGEST_NAME) : match.start()]) is not None
+    )
 
 
 def boxed(text: str) -> str | None:

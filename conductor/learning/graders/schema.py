@@ -33,6 +33,7 @@ ANNOTATIONS = frozenset(
     | {"default", "examples", "format", "deprecated", "readOnly", "writeOnly"}
 )
 MAX_DEPTH = 64
+MOST_BRACKETS = 500
 TIME_LIMIT_S, WALL_LIMIT_S = 2, 60
 """Of a check with patterns: CPU seconds of its own, and seconds with its process's start, however busy the system."""
 
@@ -112,13 +113,15 @@ def extract_json(answer: str) -> tuple[bool, Any, str]:
     if answer.strip()[:1] in ("{", "["):
         return False, None, ""
     values: list[Any] = []
-    broken, place, decoder = False, 0, json.JSONDecoder(parse_constant=_no_constant)
+    broken, tries, place, decoder = False, 0, 0, json.JSONDecoder(parse_constant=_no_constant)
     while found := re.compile(r"[{\[]").search(answer, place):
         try:
             value, place = decoder.raw_decode(answer, found.start())
             values.append(value)
         except (ValueError, RecursionError):
-            place, broken = found.end(), broken or found[0] == "{"
+            place, broken, tries = found.end(), broken or found[0] == "{", tries + 1
+        if tries > MOST_BRACKETS:
+            return False, None, f"its prose holds more than {MOST_BRACKETS} brackets that are no JSON"
     values = [value for value in values if isinstance(value, dict)] or values
     if len(values) > 1 or (values and broken):
         return False, None, "its prose holds several JSON values, or braces that are none"

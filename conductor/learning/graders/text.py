@@ -34,6 +34,8 @@ _DENIED = re.compile(
 _ANOTHER = re.compile(
     r"[\s)\]*\"']*(?:,|/|&|,?\s*\b(?:or|and)\b)\s*(?:either\s+|option\s+)?[(\[*\"']{0,3}[A-Z](?![A-Za-z'’])"
 )
+MOST_FRAMES = 8
+"""Of quotes and marks around a text, within each other."""
 _ANSWER = re.compile(r"(?i)answer\s*(?:is|:)\s*:?\s*([^\n]+)")
 
 
@@ -62,9 +64,7 @@ def normalised(text: str) -> str:
     text = re.sub(r"\\(?:[!,;]|quad\b)", " ", text).replace("$$", " ")
     text = re.sub(r"(?<![\\\d])\$(?=\S)([^$\n]*?\S)\$(?!\d)", r"\1", text)
     text = re.sub(r"\s*([,()\[\]{}=])\s*", r"\1", " ".join(text.split()))
-    trimmed = None
-    while trimmed != text:
-        trimmed = text
+    for _ in range(MOST_FRAMES):
         text = re.sub(r"(?<=[^\W\d_]{2})[!?]+$", "", text.strip()).rstrip(".,;: ")
         text = re.sub(r"^(\*\*|__|[\"'`*_])(.*)\1$", r"\2", text)
     return re.sub(r"^(?:the|a|an) (?=[^\W\d_]{2})", "", text)

@@ -151,6 +151,16 @@ def test_no_text_breaks_a_grader(text: str) -> None:
         assert grade.reason
 
 
+@pytest.mark.parametrize("piece", ["1 ", "** ", "x [", "$", "\\frac{", "(B) ", "``` \n", "answer is ", "1,000 "])
+def test_an_answer_that_repeats_itself_is_graded_too(piece: str) -> None:
+    """Each took minutes while a grader looked back at all that stands before, once for each piece."""
+    text = piece * 50_000
+    grade_numeric(text, "5")
+    grade_choice(text, "A", letters="AB", options=["a", "b"])
+    grade_exact(text, "5")
+    grade_schema(text, {"type": "object"})
+
+
 def test_boxes_may_be_nested() -> None:
     assert boxed("so \\boxed{1} then \\boxed{\\frac{a}{b}}") == "\\frac{a}{b}"
     assert boxed("\\boxed{open") is None
