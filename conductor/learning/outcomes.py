@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import msgspec
 import numpy as np
@@ -315,8 +316,11 @@ class Gatherer:
 def _number(raw: object) -> float | None:
     if isinstance(raw, bool):
         return float(raw)
-    if isinstance(raw, int | float):
-        return float(raw)
+    if isinstance(raw, int | float | Decimal):
+        try:
+            return float(raw)
+        except OverflowError:
+            return math.inf if raw > 0 else -math.inf
     if isinstance(raw, str):
         lowered = raw.strip().lower()
         if lowered in ("true", "false"):
@@ -331,7 +335,7 @@ def _number(raw: object) -> float | None:
 def _time(raw: object) -> float:
     number = _number(raw)
     if number is not None:
-        return number
+        return number if math.isfinite(number) else math.nan
     try:
         moment = datetime.fromisoformat(raw) if isinstance(raw, str) else raw
     except ValueError:

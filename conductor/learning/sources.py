@@ -6,8 +6,10 @@ read comes out as a string that says why, so that it is counted. Knows field nam
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
+import re
 import sqlite3
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -21,6 +23,7 @@ from onebeat.engine.strict_json import shown
 
 Record = tuple[str, Mapping[str, object] | str]
 BATCH_ROWS = 4096
+_UNDECODED = re.compile("[\udc80-\udcff]")
 
 
 def read_outcomes(
@@ -58,10 +61,13 @@ def records(path: Path) -> Iterator[Record]:
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
+    """A line without the fields that every outcome has is counted as unreadable, unless no line has them."""
     decoder = msgspec.json.Decoder()
     seen: set[str] = set()
+    misnamed: InputError | None = None
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
             place = f"{path.name}:{number}"
@@ -74,15 +80,27 @@ def _json_lines(path: Path) -> Iterator[Record]:
                 yield place, f"a {type(record).__name__} where an object is expected"
                 continue
             if not seen.issuperset(record):
+                try:
+                    _check_names(path, set(record))
+                except InputError as error:
+                    misnamed = misnamed or error
+                    if not seen and number >= BATCH_ROWS:
+                        raise misnamed from None
+                    yield place, str(error).removeprefix(f"{path} ")
+                    continue
                 seen.update(record)
-                _check_names(path, set(record))
             yield place, record
+    if misnamed is not None and not seen:
+        raise misnamed
 
 
 def _csv(path: Path) -> Iterator[Record]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+    # What is no UTF-8 comes out as lone surrogates, so that the row is known that holds it.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        if any(map(_UNDECODED.search, reader.fieldnames or ())):
+            raise InputError(f"{path} is not UTF-8; save it as UTF-8.")
         _check_names(path, set(reader.fieldnames or ()))
         while True:
             try:
@@ -92,10 +110,13 @@ def _csv(path: Path) -> Iterator[Record]:
             except csv.Error as error:
                 yield f"{path.name}:{reader.line_num}", str(error)
                 continue
+            place = f"{path.name}:{reader.line_num}"
             if None in record:
-                yield f"{path.name}:{reader.line_num}", "more cells than the header names"
-                continue
-            yield f"{path.name}:{reader.line_num}", record
+                yield place, "more cells than the header names"
+            elif any(isinstance(cell, str) and _UNDECODED.search(cell) for cell in record.values()):
+                yield place, "bytes that are not UTF-8; save the file as UTF-8"
+            else:
+                yield place, record
 
 
 def _parquet(path: Path) -> Iterator[Record]:
@@ -113,8 +134,9 @@ def _parquet(path: Path) -> Iterator[Record]:
             for record in batch.to_pylist():
                 row += 1
                 yield f"{path.name} row {row}", record
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path} is not a readable Parquet file: {str(error).rstrip('.')}.") from None
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(f"{path} is not a readable Parquet file: {said}.") from None
 
 
 def _check_names(path: Path, names: set[str]) -> None:
@@ -159,7 +181,20 @@ def _ledger(path: Path) -> Iterator[Record]:
             query = LEDGER_QUERY
         else:
             raise InputError(f"{path} has no table `outcomes`, and is not a ledger that `onebeat serve` wrote.")
+        if query is LEDGER_QUERY:
+            _check_prompts(path, connection)
         for number, row in enumerate(connection.execute(query), 1):
             yield f"{path.name} row {number}", dict(row)
     finally:
         connection.close()
+
+
+def _check_prompts(path: Path, connection: sqlite3.Connection) -> None:
+    """Raises `InputError` where a ledger has graded requests and the prompt of none."""
+    count = "SELECT count(*), count(messages) FROM ({})".format(LEDGER_QUERY.replace(" ORDER BY r.at", ""))
+    graded, stored = connection.execute(count).fetchone()
+    if graded and not stored:
+        raise InputError(
+            f"{path} holds {graded:,} requests with feedback and the prompt of none of them; set store_prompts = true "
+            "under [ledger] in fleet.toml, and serve on."
+        )

@@ -7,6 +7,7 @@ import asyncio
 import os
 import re
 import sys
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from onebeat.engine.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from onebeat.conductor.config import Model
     from onebeat.conductor.config import Provider as ProviderConfig
-    from onebeat.conductor.learning.graders.rows import AskJudge, Grading, Tally
+    from onebeat.conductor.learning.graders.rows import AskJudge, Grading, Tally, Unreadable
 
 EXAMPLE = """each row is one JSON object:
   prompt or messages, model, output     what was asked, of whom, what came back
@@ -31,7 +32,8 @@ EXAMPLE = """each row is one JSON object:
   schema      a JSON Schema             tests       Python assertions, run after the answer's program in a sandbox
   first, second, preferred              instead of model and output: two models and which answer was better: "first",
               "second", "tie", a model's name, or 1 to 0; scored together by Bradley and Terry's model
-input_tokens, output_tokens, cost_usd, latency_ms, group, time, weight and propensity are passed on to the outcome.
+input_tokens, output_tokens, cost_usd, latency_ms, group, time, weight and propensity are passed on to the outcome; of
+a row with `preferred`, which tells of two models at once, only group and time are.
 
 examples:
   onebeat grade answers.jsonl --output outcomes.jsonl --ungraded left.jsonl
@@ -41,7 +43,8 @@ examples:
   onebeat train outcomes.jsonl judged.jsonl --prices prices.json --output my-router
 
 A row that cannot be graded is counted with its reason and gets no score; --ungraded keeps it as it was, with `why`, so
-that it can be graded again. A judge is asked once for each row.
+that it can be graded again; of a line that is no JSON object, its `place` and `text`. A judge is asked once for each
+row.
 """
 
 
@@ -132,29 +135,33 @@ async def _grade(
         if judge is not None:
             grading = replace(grading, judge=await stack.enter_async_context(_asking(*judge)))
         rows = (row for path in args.answers for row in _rows(path))
-        async for place, graded in grading.run(rows, tally):
+        async for _, graded in grading.run(rows, tally):
             if graded.outcome is not None:
                 output.write(msgspec.json.encode(graded.outcome) + b"\n")
                 output.flush()
             elif left is not None:
-                kept = {key: value for key, value in graded.row.items() if key != "why"} or {"place": place}
+                kept = {key: value for key, value in graded.row.items() if key != "why"}
                 left.write(msgspec.json.encode({**kept, "why": graded.why}) + b"\n")
                 left.flush()
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
+    from onebeat.conductor.learning.graders.rows import Unreadable
+
     decoder = msgspec.json.Decoder()
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            line = line.removeprefix(BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
-            place = f"{path.name}:{number}"
+            place, text = f"{path.name}:{number}", line.decode(errors="backslashreplace").rstrip("\r\n")
             try:
                 row = decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                yield place, str(error)
+                yield place, Unreadable(text, str(error))
                 continue
-            yield place, row if isinstance(row, dict) else f"a {type(row).__name__} where an object is expected"
+            found = f"a {type(row).__name__} where an object is expected"
+            yield place, row if isinstance(row, dict) else Unreadable(text, found)
 
 
 def _check_new(flag: str, path: Path | None) -> None:

@@ -1,8 +1,8 @@
 """From raw answers to scores. Every grader says "cannot grade" (a score of None, with the reason) rather than guess.
 
 numeric      numbers, fractions, units, LaTeX                      graders.numeric
-exact        text, white space and punctuation aside               graders.text
-choice       the letter of a multiple choice                       graders.text
+exact        text, case, white space and a final full stop aside   graders.text
+choice       the letter, or the option's text, of a choice         graders.text
 schema       JSON that a JSON Schema accepts                       graders.schema
 code         a program that must pass tests, in a sandbox          graders.code
 preferences  pairwise preferences to scores (Bradley-Terry)        graders.preferences

@@ -7,6 +7,7 @@ foreign processes away, nothing is run and the answer cannot be graded.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -16,13 +17,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right, wrong
-from onebeat.conductor.learning.graders.sandbox_child import OUT_OF_TIME, REFUSED
+from onebeat.conductor.learning.graders.sandbox_child import OUT_OF_TIME, REFUSED, TESTS_BROKEN
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
+PYTHON = ("python", "py", "python3")
 ISOLATION = ("network", "files", "processes")
 
 
@@ -48,7 +51,7 @@ class Run:
     passed: bool
     enforced: tuple[str, ...]
     ending: str
-    """passed | failed | out of time | refused (isolation is missing) | broken (the sandbox itself)"""
+    """passed | failed | out of time | refused (isolation is missing) | broken (the sandbox itself) | broken tests"""
     output: str
     """The end of what it printed, errors included."""
 
@@ -66,20 +69,58 @@ def grade_code(answer: str, tests: str, *, limits: Limits | None = None) -> Grad
         return cannot_grade(f"this system does not isolate {missing} (enforced: {', '.join(found.enforced)})")
     if found.ending == "broken":
         return cannot_grade(f"the sandbox did not start: {found.output[-200:]}")
+    if found.ending == "broken tests":
+        return cannot_grade(f"the tests themselves are broken ({found.output[:200]})")
     last = found.output.strip().rsplit("\n", 1)[-1][:200]
     return wrong(f"{found.ending}: {last}" if last else found.ending)
 
 
 def extract_program(answer: str) -> str | None:
-    """The code fences of an answer, joined; else the whole answer where it compiles; else None."""
-    fences = re.findall(r"```(?:python|py|python3)?[ \t]*\n(.*?)(?:```|\Z)", answer, re.DOTALL)
-    if fences:
-        return "\n\n".join(fences)
+    """The Python fences of an answer, joined; else the whole answer where it compiles; else None.
+
+    Fences of another language are left out, and so is one of none (most often output) unless it defines something,
+    and one that does not compile (a session with `>>>`) unless none does.
+    """
+    found = list(fences_of(answer))
+    if not found:
+        return answer if answer.strip() and _compiled(answer) is not None else None
+    labelled = [body for language, body in found if language in PYTHON]
+    held = [
+        body for language, body in found if language in PYTHON or (not language and (not labelled or _defines(body)))
+    ]
+    return "\n\n".join([body for body in held if _compiled(body) is not None] or held) if held else None
+
+
+def fences_of(answer: str) -> Iterator[tuple[str, str]]:
+    """(language in lower case, body without the fence's indentation) of each code fence, as CommonMark pairs them; one
+    that is not closed runs to the end."""
+    fence, language, indent = "", "", 0
+    body: list[str] = []
+    for line in re.split(r"\r\n|\r|\n", answer):
+        if not fence:
+            if opening := re.match(r"(\s*)(`{3,}|~{3,})\s*\{?\.?([\w+#-]*)[^`]*$", line):
+                indent, fence, language, body = len(opening[1]), opening[2], opening[3].lower(), []
+        elif re.fullmatch(rf"\s*{fence[0]}{{{len(fence)},}}\s*", line):
+            yield language, "".join(body)
+            fence = ""
+        else:
+            body.append(line[min(indent, len(line) - len(line.lstrip())) :] + "\n")
+    if fence:
+        yield language, "".join(body)
+
+
+def _compiled(text: str) -> ast.Module | None:
     try:
-        compile(answer, "answer", "exec")
-    except (SyntaxError, ValueError):
+        compile(text, "answer", "exec", dont_inherit=True)
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return answer if answer.strip() else None
+
+
+def _defines(text: str) -> bool:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.Import, ast.ImportFrom)
+    tree = _compiled(text)
+    return tree is not None and any(isinstance(statement, kinds) for statement in tree.body)
 
 
 def run(program: str, tests: str, limits: Limits) -> Run:
@@ -126,6 +167,8 @@ def run(program: str, tests: str, limits: Limits) -> Run:
         return Run(False, enforced, "broken", printed)
     if process.returncode == REFUSED and not set(limits.required).issubset(enforced):
         return Run(False, enforced, "refused", printed)
+    if process.returncode == TESTS_BROKEN and lines[-1].startswith(nonce):
+        return Run(False, enforced, "broken tests", lines[-1].removeprefix(nonce).strip())
     passed = len(lines) > 1 and lines[-1] == nonce
     return Run(passed, enforced, "passed" if passed else "failed", printed)
 

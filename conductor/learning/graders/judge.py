@@ -35,6 +35,8 @@ class Judge:
     provider: Provider
     model: str
     post: Post
+    max_output_tokens: int = 4096
+    """Of its verdict, which is short, and of what a reasoning model thinks before it."""
 
     async def grade(self, prompt: str, answer: str, reference: str | None = None) -> Grade:
         """Asks once."""
@@ -51,7 +53,7 @@ class Judge:
                 Message(Role.SYSTEM, (Text(INSTRUCTION),)),
                 Message(Role.USER, (Text("\n\n".join(parts)),)),
             ),
-            max_output_tokens=300,
+            max_output_tokens=self.max_output_tokens,
         )
         try:
             status, headers, body = await self.post(self.provider.build_request(request, self.model, stream=False))
@@ -63,12 +65,22 @@ class Judge:
             return cannot_grade(f"the judge {self.model} failed: {str(error)[:120]}")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return cannot_grade(f"the judge {self.model} could not be reached: {error!r:.120}")
+        if found.finish is FinishReason.LENGTH:
+            limit = f"its limit of {self.max_output_tokens:,} output tokens"
+            return cannot_grade(f"the judge {self.model} ended by length, at {limit}, before its verdict was whole")
         if found.finish not in (FinishReason.STOP, FinishReason.STOP_SEQUENCE):
             return cannot_grade(f"the judge {self.model} stopped by {found.finish}")
-        return read_verdict("".join(part.text for part in found.parts if isinstance(part, Text)))
+        grade = read_verdict("".join(part.text for part in found.parts if isinstance(part, Text)))
+        shown = {"task": prompt, "reference answer": reference or "", "answer": answer}
+        cut = [name for name, text in shown.items() if len(text) > MAX_CHARACTERS]
+        return (
+            Grade(grade.score, f"{grade.reason} (of the {' and the '.join(cut)}, the middle was left out)")
+            if cut
+            else grade
+        )
 
 
-def post_through(session: aiohttp.ClientSession, base_url: str, *, timeout_s: float = 60.0) -> Post:
+def post_through(session: aiohttp.ClientSession, base_url: str, *, timeout_s: float = 300.0) -> Post:
     """A `post` over an open session."""
 
     async def post(request: HttpRequest) -> tuple[int, Mapping[str, str], bytes]:

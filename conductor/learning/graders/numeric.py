@@ -1,7 +1,8 @@
-"""Numbers in answers: integers, decimals, fractions, percentages, powers of ten, units and the LaTeX around them.
+"""Numbers in answers: integers, decimals, fractions, percentages, powers, units and the LaTeX around them.
 
-Enters: an answer and a reference, as text. Leaves: a `Grade`. Exact where both are rational; decimals agree to the
-digits that the reference gives. Does no algebra: an expression that is not a number cannot be graded here.
+Enters: an answer and a reference, as text. Leaves: a `Grade`. Exact where both are exact; a decimal agrees with what
+rounds to it: the coarser of both sets the last digit that counts, if it has two decimals and two significant digits or
+more. Does no algebra: an expression that is not one number, a denial, a range or a choice cannot be graded here.
 """
 
 from __future__ import annotations
@@ -9,40 +10,45 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right, wrong
+from onebeat.conductor.learning.graders.plain import plain
+from onebeat.conductor.learning.graders.units import unit_of
 
-UNITS: dict[str, tuple[str, Fraction]] = {
-    name: (kind, Fraction(factor))
-    for kind, names in {
-        "length": {
-            "mm": "1/1000",
-            "cm": "1/100",
-            "m": "1",
-            "km": "1000",
-            "meter": "1",
-            "metre": "1",
-            "kilometer": "1000",
-        },
-        "mass": {"mg": "1/1000000", "g": "1/1000", "kg": "1", "gram": "1/1000", "kilogram": "1"},
-        "time": {"ms": "1/1000", "s": "1", "sec": "1", "second": "1", "min": "60", "minute": "60", "h": "3600"}
-        | {"hour": "3600", "day": "86400", "week": "604800"},
-        "money": {"$": "1", "usd": "1", "dollar": "1", "cent": "1/100", "¢": "1/100"},
-        "share": {"%": "1/100", "percent": "1/100"},
-        "angle": {"degree": "1", "°": "1"},
-        "volume": {"ml": "1/1000", "l": "1", "liter": "1", "litre": "1"},
-    }.items()
-    for name, factor in names.items()
-}
+LONGEST_NAME = 40
 MAX_DIGITS = 300
 """Of a number and its power of ten together: beyond them it is no answer, and no float either."""
-_NUMBER = r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:\s*(?:e|E|[x×]\s*10\s*\^)\s*\{?[-+−]?\d+\}?)?"
-_VALUE = re.compile(rf"(?P<whole>{_NUMBER})(?:\s*/\s*(?P<below>\d[\d,]*(?:\.\d+)?))?")
-_UNIT = re.compile(r"^\s*(%|°|¢|\$|[A-Za-z]+)")
-_FINAL = (
-    re.compile(r"####\s*([^\n]+)"),
-    re.compile(r"(?i)(?:final answer|answer)\s*(?:is|=|:)\s*:?\s*([^\n]+)"),
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+_INTEGER = r"\{?\(?(?:[-+]?\d+)\)?\}?"
+_VALUE = re.compile(
+    rf"(?P<sign>[-+])?(?P<money>(?:[A-Z]{{1,2}})?[$€£¥₹]\s*|(?:USD|EUR|GBP|JPY|INR)\s+)?"
+    rf"(?:(?P<whole>\d+)\s+(?P<above>\d+)\s*/\s*(?P<under>\d+)"
+    rf"|(?P<number>{_DECIMAL})(?P<ten>(?:[eE]|\s*[x×*·]\s*10\s*\^\s*){_INTEGER})?"
+    rf"(?:\s*\^\s*(?P<power>{_INTEGER}))?(?:\s*/\s*(?P<below>{_DECIMAL}))?)"
+    rf"(?:\s+(?P<scale>{'|'.join(_SCALES)})s?\b)?",
+    re.IGNORECASE,
 )
+_WORD = r"(?:[A-Za-z]+|°\s?[CF]?\b|[%¢$€£¥₹])"
+_UNIT = re.compile(
+    rf"\s*((?:(?:square|sq|cubic)\s+|degrees\s+(?=[CFcf]))?{_WORD}(?:\^\{{?[23]\}}?|[²³])?(?:\s*(?:/|\bper\b)\s*[A-Za-z]+(?:\^\{{?[23]\}}?|[²³])?)?)"
+)
+_CUE = re.compile(r"####\s*|(?i:(?:final answer|answer)\s*(?:\*\*)?\s*(?:is|=|:)\s*(?:\*\*)?\s*:?\s*)")
+_HEDGE = re.compile(r"(?i)\b(?:not|never|neither|nor|either|between|than|least|most|cannot|without|except)\b|n['’]t\b")
+_JOINED = re.compile(
+    r"\s*|\s*(?:[A-Za-z]+|[%°])?\s*(?:[;&–—,-]|,?\s*(?:or|and|to|through|out of|of|vs\.?|versus|plus|minus|times|over))"
+    r"\s*(?:even|maybe|perhaps|possibly)?\s*",
+    re.IGNORECASE,
+)
+_FILLER = re.compile(
+    r"(?i)(?:and|as|at|because|but|by|for|from|if|in|is|of|on|or|since|so|that|then|to|total|altogether|when|where|which"
+    r"|with|per|overall|exactly|each|every)\b"
+)
+
+
+_APPLIED = re.compile(r"(?i)[A-Za-z]\($|\b(?:log|ln|exp|sqrt|sin|cos|tan|roots? of)\s*\(?\s*$")
+"""What stands before an argument, `f(3)`, `log 2`, `the square root of 2`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +56,13 @@ class Quantity:
     """A number as written."""
 
     value: Fraction
-    digits: int | None
-    """After the decimal point; None for an integer or a fraction, which are exact."""
+    step: Fraction | None
+    """What its last digit counts; None for an integer or a fraction, which are exact."""
+    roundable: bool
+    """Whether it has two decimals and two significant digits or more."""
     unit: str | None
     kind: str | None
+    """What the unit measures; None where there is no unit, or none that is known."""
     factor: Fraction
 
 
@@ -65,41 +74,84 @@ def grade_numeric(answer: str, reference: str) -> Grade:
     given, why = final_quantity(answer)
     if given is None:
         return cannot_grade(why)
-    if wanted.unit and given.unit and wanted.kind != given.kind:
-        return wrong(f"{given.unit} is not a unit of {wanted.kind}")
+    left, goal = Fraction(1), Fraction(1)
+    if wanted.unit and given.unit:
+        if wanted.kind is None or given.kind is None:
+            if wanted.unit.lower().removesuffix("s") != given.unit.lower().removesuffix("s"):
+                return cannot_grade(f"{given.unit[:20]!r} and {wanted.unit[:20]!r} are not both units known here")
+        elif wanted.kind != given.kind:
+            if wanted.kind.split(" in ")[0] == given.kind.split(" in ")[0] or "pounds" in (wanted.kind, given.kind):
+                return cannot_grade(f"{given.unit} is not turned into {wanted.unit} here")
+            return wrong(f"{given.unit} is not a unit of {wanted.kind}")
+        left, goal = given.factor, wanted.factor
     # Where one side names no unit, it is taken to be the other's.
-    left = given.value * given.factor if wanted.unit and given.unit else given.value
-    goal = wanted.value * wanted.factor if wanted.unit and given.unit else wanted.value
-    if left == goal:
+    if given.value * left == wanted.value * goal:
         return right(f"{float(given.value):g}")
-    if wanted.digits is not None or given.digits is not None:
-        digits = min(d for d in (wanted.digits, given.digits) if d is not None)
-        scale = wanted.factor if wanted.unit and given.unit else Fraction(1)
-        if digits >= 2 and abs(left - goal) <= Fraction(1, 2) * Fraction(1, 10**digits) * scale:
-            return right(f"{float(given.value):g}, to {digits} digits")
-    return wrong(f"{float(given.value):g} is not {float(wanted.value):g}")
+    steps = [(side.step * scale, side) for side, scale in ((given, left), (wanted, goal)) if side.step is not None]
+    if steps:
+        step, coarser = max(steps, key=lambda one: one[0])
+        if coarser.roundable and abs(given.value * left - wanted.value * goal) <= step / 2:
+            return right(f"{float(given.value):g}, rounded")
+    return wrong(f"{_told(given)} is not {_told(wanted)}")
+
+
+def _told(quantity: Quantity) -> str:
+    return f"{float(quantity.value):g}" + (f" {quantity.unit}" if quantity.unit else "")
 
 
 def final_quantity(answer: str) -> tuple[Quantity | None, str]:
-    """The number that an answer ends on: boxed, after `####` or `answer is`, else the last one of the last line."""
+    """The number that an answer ends on: boxed, after `####` or `answer is`, else the last one of the last line.
+
+    None, and why, where there is none, where it is part of an expression, or where it is denied or one of several.
+    """
     if (inside := boxed(answer)) is not None:
         found = parse(inside)
         return found, "" if found else f"what is boxed, {inside[:40]!r}, is not a number"
-    for pattern in _FINAL:
-        matches = pattern.findall(answer)
-        if matches:
-            found = parse(matches[-1], anywhere=True)
-            return found, "" if found else f"the final answer {matches[-1][:40]!r} holds no number"
     whole = parse(answer)
     if whole is not None:
         return whole, ""
-    lines = [line for line in answer.strip().splitlines() if line.strip()]
+    text = plain(answer)
+    cues = list(_CUE.finditer(text))
+    if cues:
+        start = cues[-1].end()
+        end = text.find("\n", start)
+        line_start = text.rfind("\n", 0, cues[-1].start()) + 1
+        return _stated(text[line_start : len(text) if end < 0 else end], start - line_start)
+    lines = [line for line in text.strip().splitlines() if line.strip()]
     if not lines:
         return None, "the answer is empty"
-    numbers = [found for match in _VALUE.finditer(_plain(lines[-1])) if (found := _quantity(match, _plain(lines[-1])))]
-    if not numbers:
-        return None, "its last line holds no number"
-    return numbers[-1], ""
+    return _stated(re.sub(r"^\s*[*+•]\s+", "", lines[-1]), None)
+
+
+def _stated(line: str, start: int | None) -> tuple[Quantity | None, str]:
+    """The number that a line settles on: the leading one after `start` or a last `=`, else the last one."""
+    equal = max(line.rfind("="), line.rfind("≈"))
+    where = f"the final answer {line[start:][:40]!r}" if start is not None else "its last line"
+    if equal >= (start or 0):
+        if re.search(r"[=≈][^=≈]*(?:[,;]\s|\b(?:and|or)\b)[^=≈]*[=≈]", line[start or 0 :]):
+            return None, f"{where} holds several equations"
+        start = equal + 1
+    matches = [match for match in _VALUE.finditer(line, start or 0) if not _in_a_name(line, match)]
+    if not matches:
+        return None, f"{where} holds no number"
+    leads = start is not None and not line[start : matches[0].start()].strip(" ([")
+    place = 0 if leads else len(matches) - 1
+    chosen = matches[place]
+    clause = re.split(r"[.,;:!?]\s", line[: chosen.start()])[-1]
+    if _HEDGE.search(clause):
+        return None, f"{where} denies or bounds its number"
+    for first, second in pairwise(matches[max(0, place - 1) : place + 2]):
+        if _JOINED.fullmatch(line, _end(line, first), second.start()):
+            return None, f"{where} names several numbers"
+    found = _quantity(chosen, line)
+    return found, "" if found else f"{where} holds an expression that is not evaluated here"
+
+
+def _in_a_name(text: str, match: re.Match[str]) -> bool:
+    """Whether the digits belong to a name, like `H2O`: no number at all."""
+    return (
+        re.search(r"(?<![\\A-Za-z])[A-Za-z]+$", text[max(0, match.start() - LONGEST_NAME) : match.start()]) is not None
+    )
 
 
 def boxed(text: str) -> str | None:
@@ -115,73 +167,102 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def parse(text: str, *, anywhere: bool = False) -> Quantity | None:
-    """The number that `text` is (`anywhere`: the last that it holds), units and LaTeX aside. None: it is not one."""
-    plain = _plain(text)
-    if anywhere:
-        whole = parse(text)
-        if whole is not None:
-            return whole
-        # "12 because 3 of 15 fell" says 12; "3 + 4 = 7" says 7.
-        told = plain.rsplit("=", 1)[-1].strip()
-        lead = _VALUE.match(told)
-        if lead and (leading := _quantity(lead, told)):
-            return leading
-        held = [found for match in _VALUE.finditer(plain) if (found := _quantity(match, plain))]
-        return held[-1] if held else None
-    stripped = plain.strip().rstrip(".").strip()
-    if "=" in stripped:
-        # "x = 5" is 5; "2 + 3 = 5" too.
-        stripped = stripped.rsplit("=", 1)[1].strip()
-    lead = re.match(r"^\$\s*", stripped)
-    body = stripped[lead.end() :] if lead else stripped
+def parse(text: str) -> Quantity | None:
+    """The number that `text` is, units and LaTeX aside, or is set equal to, as `x = 5`. None: it is not one."""
+    body = plain(text).strip().rstrip(".").strip()
+    if "\n" in body:
+        return None
+    if re.search(r"[=≈][^=≈]*(?:[,;]\s|\b(?:and|or)\b)[^=≈]*[=≈]", body):
+        return None
+    body = re.split(r"[=≈]", body)[-1].strip()
     match = _VALUE.match(body)
     found = _quantity(match, body) if match else None
     if found is None or match is None:
         return None
     rest = body[match.end() :].strip()
-    if rest and not re.fullmatch(r"(%|°|¢|\$|[A-Za-z]+(?:\s[A-Za-z]+)?)\.?", rest):
+    if not rest or (found.unit is not None and body[_end(body, match) :].strip() == ""):
+        return found
+    if not re.fullmatch(r"[A-Za-z]+(?:\s[A-Za-z]+)?", rest) or _FILLER.match(rest):
         return None
-    if lead and found.unit is None:
-        return Quantity(found.value, found.digits, "$", "money", Fraction(1))
-    return found
+    return Quantity(found.value, found.step, found.roundable, rest, None, Fraction(1))
 
 
-def _plain(text: str) -> str:
-    """LaTeX and typography to plain characters: `\\frac{3}{4}` to `3/4`, `\\text{ km}` to ` km`, `50\\%` to `50%`."""
-    text = re.sub(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}", r"\1/\2", text)
-    text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"\1/\2", text)
-    text = re.sub(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}", r" \1 ", text)
-    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text)
-    text = text.replace("\\times", "×").replace("\\cdot", "×").replace("−", "-")
-    text = re.sub(r"\\([%$])", r"\1", text)
-    text = re.sub(r"\\(?:left|right|!|,|;|:|quad|\(|\)|\[|\])", " ", text)
-    # A dollar sign is money before a digit and LaTeX's frame elsewhere.
-    text = re.sub(r"\$(?!\s*\d)", " ", text) if text.count("$") % 2 else re.sub(r"^\s*\$(.*)\$\s*\.?$", r"\1", text)
-    text = re.sub(r"(\d),\\?!?(\d{3})", r"\1,\2", text)
-    return re.sub(r"[*_`]{2,}", "", text)
+def _unit_after(text: str, match: re.Match[str]) -> tuple[str, int] | None:
+    """(the unit after a number, where it ends); a word that is no known unit, and no filler, counts too."""
+    found = _UNIT.match(text, match.end())
+    if found is None:
+        return None
+    for end in (found.end(), match.end() + len(found[0].split("/")[0].rstrip())):
+        name = text[match.end() : end].strip()
+        # "5 in total" is no inch.
+        preposition = name.lower() == "in" and re.match(r"\s+[a-z]", text[end:])
+        if unit_of(name) is not None and not preposition:
+            return name, end
+    return (found[1], found.end()) if not _FILLER.match(found[1]) else None
+
+
+def _end(text: str, match: re.Match[str]) -> int:
+    after = _unit_after(text, match)
+    return after[1] if after and unit_of(after[0]) else match.end()
+
+
+def _evaluated(text: str, match: re.Match[str]) -> bool:
+    """Whether the number stands alone, not as a part of an expression, a range, a time or a date."""
+    before, after, beyond = text[: match.start()], text[match.end() :], text[_end(text, match) :]
+    variable = r"(?:\d|(?<![A-Za-z])[A-Za-z]|\))\s*"
+    if re.search(rf"[\w.{{}}^\\√π]$|[+*/^×·÷√<>≤≥≠π]\s*$|\d[,:]$|{variable}[-–—]\s*$|^\s*[-–]\s+$", before):
+        return False
+    if _APPLIED.search(before):
+        return False
+    if re.search(r"\\[A-Za-z]+\s*[{(\[]?\s*$", before) or (match["sign"] and re.search(rf"{variable}$", before)):
+        return False
+    if re.match(r"[\d{}^_\\√π!²³(]|-\S|[,.:]\d", after) or re.match(r"\s*[-–—]\s*\d", beyond):
+        return False
+    if re.match(r"[A-Za-z]", after) and _end(text, match) == match.end():
+        return False
+    return not re.match(r"\s*(?:[+*/^×·÷√π<>≤≥≠\\]|x\s*\d)", beyond)
 
 
 def _quantity(match: re.Match[str], text: str) -> Quantity | None:
-    whole = match["whole"].replace(",", "").replace("−", "-").replace(" ", "")
-    if not re.search(r"\d", whole):
+    if not _evaluated(text, match) or match.end() - match.start() > MAX_DIGITS:
         return None
-    mantissa, _, power = re.sub(r"[eE]|[x×]10\^", "e", whole).replace("{", "").replace("}", "").partition("e")
-    if not re.search(r"\d", mantissa) or len(mantissa) + len(match["below"] or "") > MAX_DIGITS:
+    read = _value(match)
+    if read is None:
         return None
-    if power and (len(power) > 4 or abs(int(power)) + len(mantissa) > MAX_DIGITS):
+    value, step, roundable = read
+    scale = _SCALES[match["scale"].lower()] if match["scale"] else 1
+    value *= scale
+    step = step * scale if step is not None else None
+    after = _unit_after(text, match)
+    name = match["money"].strip() if match["money"] else (after[0] if after else None)
+    known = unit_of(name) if name else None
+    return Quantity(value, step, roundable, name, known[0] if known else None, known[1] if known else Fraction(1))
+
+
+def _value(match: re.Match[str]) -> tuple[Fraction, Fraction | None, bool] | None:
+    """(value, what its last digit counts, whether it may be rounded to)."""
+    sign = -1 if match["sign"] == "-" else 1
+    if match["whole"]:
+        above, under = int(match["above"]), int(match["under"])
+        return (sign * (int(match["whole"]) + Fraction(above, under)), None, False) if above < under else None
+    number = re.sub(r"[^\d.]", "", match["number"])
+    ten = int(re.sub(r"[{}()\s]", "", re.split(r"[eE^]", match["ten"])[-1])) if match["ten"] else 0
+    if abs(ten) + len(number) > MAX_DIGITS:
         return None
-    value = Fraction(mantissa) * Fraction(10) ** int(power or 0)
-    digits = len(mantissa.partition(".")[2]) if "." in mantissa else None
+    value, decimals = Fraction(number), len(number.partition(".")[2])
+    step = Fraction(10) ** (ten - decimals) if decimals else None
+    value *= Fraction(10) ** ten
+    if match["power"]:
+        power = int(re.sub(r"[{}()]", "", match["power"]))
+        if abs(power) > 1024 or (value == 0 and power <= 0):
+            return None
+        value, step = value**power, None
+        if value and not Fraction(1, 10**MAX_DIGITS) < value < 10**MAX_DIGITS:
+            return None
     if match["below"]:
-        below = Fraction(match["below"].replace(",", ""))
+        below = Fraction(re.sub(r"[^\d.]", "", match["below"]))
         if below == 0:
             return None
-        value, digits = value / below, None
-    before = text[: match.start()].rstrip()
-    after = _UNIT.match(text[match.end() :])
-    name = "$" if before.endswith("$") else (after[1] if after else None)
-    known = UNITS.get(name) or UNITS.get(name.lower().removesuffix("s")) if name else None
-    if known is None:
-        return Quantity(value, digits, None, None, Fraction(1))
-    return Quantity(value, digits, name, known[0], known[1])
+        value, step = value / below, None
+    significant = len(number.replace(".", "").lstrip("0"))
+    return sign * value, step, decimals >= 2 and significant >= 2

@@ -99,16 +99,28 @@ def _newton(
     return strength
 
 
-def _check_connected(comparisons: Sequence[Comparison], models: tuple[str, ...]) -> None:
-    reached, frontier = {models[0]}, [models[0]]
+def linked_groups(comparisons: Sequence[Comparison]) -> list[frozenset[str]]:
+    """Models that were compared with each other, if only through others; the group with most comparisons first."""
     neighbours: dict[str, set[str]] = defaultdict(set)
     for comparison in comparisons:
         neighbours[comparison.first].add(comparison.second)
         neighbours[comparison.second].add(comparison.first)
-    while frontier:
-        for name in neighbours[frontier.pop()] - reached:
-            reached.add(name)
-            frontier.append(name)
+    groups: list[frozenset[str]] = []
+    left = set(neighbours)
+    while left:
+        frontier = [min(left)]
+        reached = set(frontier)
+        while frontier:
+            new = neighbours[frontier.pop()] - reached
+            reached |= new
+            frontier += new
+        groups.append(frozenset(reached))
+        left -= reached
+    return sorted(groups, key=lambda group: -sum(comparison.first in group for comparison in comparisons))
+
+
+def _check_connected(comparisons: Sequence[Comparison], models: tuple[str, ...]) -> None:
+    reached = next(group for group in linked_groups(comparisons) if models[0] in group)
     apart = [name for name in models if name not in reached]
     if apart:
         raise InputError(

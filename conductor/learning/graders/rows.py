@@ -10,7 +10,8 @@ reason. Knows no file and no vendor.
     schema      schema: a JSON Schema          tests     code: Python assertions, run after the answer's program
     first, second, preferred              preferences, instead of model and output: two models, and which answer was
                                           better: 1 or "first", 0 or "second", 0.5 or "tie", or the model's name
-    input_tokens, output_tokens, cost_usd, latency_ms, group, time, weight, propensity    are passed on
+    input_tokens, output_tokens, cost_usd, latency_ms, group, time, weight, propensity    are passed on; of
+                                          comparisons, which tell of two models at once, group and time are
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import msgspec
 
 from onebeat.conductor.learning.graders.code import Limits, grade_code
 from onebeat.conductor.learning.graders.grade import CANNOT_GRADE, Grade, cannot_grade
-from onebeat.conductor.learning.graders.numeric import grade_numeric, parse
-from onebeat.conductor.learning.graders.preferences import Comparison, score_preferences
+from onebeat.conductor.learning.graders.numeric import boxed, grade_numeric, parse
+from onebeat.conductor.learning.graders.preferences import Comparison, linked_groups, score_preferences
 from onebeat.conductor.learning.graders.schema import grade_schema
 from onebeat.conductor.learning.graders.text import grade_choice, grade_exact
 from onebeat.conductor.learning.outcomes import OPTIONAL
@@ -46,6 +47,14 @@ class Graded:
 
     row: Row
     outcome: dict[str, Any] | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A line that is no row: its text, and why."""
+
+    text: str
     why: str
 
 
@@ -84,18 +93,21 @@ class Grading:
     jobs: int = 2
     """Programs and judge's calls under way at once."""
 
-    async def run(self, rows: Iterable[tuple[str, Row | str]], tally: Tally) -> AsyncIterator[tuple[str, Graded]]:
+    async def run(
+        self, rows: Iterable[tuple[str, Row | Unreadable]], tally: Tally
+    ) -> AsyncIterator[tuple[str, Graded]]:
         """Every row with its place and what became of it, in order; preferences, which need each other, last.
 
-        A row that is a string is what was wrong with an unreadable one. Memory holds `jobs` rows and the preferences.
+        Memory holds `jobs` rows and the preferences.
         """
         waiting: deque[tuple[str, asyncio.Task[Graded]]] = deque()
         comparisons: list[tuple[str, Row]] = []
         try:
             for place, row in rows:
                 tally.rows += 1
-                if isinstance(row, str):
-                    yield self._count(tally, place, Graded({}, None, f"unreadable: {row}"))
+                if isinstance(row, Unreadable):
+                    kept = {"place": place, "text": row.text}
+                    yield self._count(tally, place, Graded(kept, None, f"unreadable: {row.why}"))
                 elif self._name(row) == "preferences":
                     comparisons.append((place, row))
                 else:
@@ -133,7 +145,9 @@ class Grading:
         answer = _text(row.get("answer"))
         if answer is None:
             return ""
-        return "numeric" if parse(answer) is not None else "exact"
+        number = parse(boxed(answer) or answer)
+        # "12 Monkeys" is a text: what follows a number must be a unit that is known.
+        return "numeric" if number is not None and (number.unit is None or number.kind is not None) else "exact"
 
     async def _grade(self, row: Row) -> Graded:
         problem = _incomplete(row)
@@ -154,7 +168,7 @@ class Grading:
         if name == "schema":
             if not isinstance(row.get("schema"), dict):
                 return cannot_grade("the row has no schema that is an object")
-            return grade_schema(output, row["schema"])
+            return await asyncio.to_thread(grade_schema, output, row["schema"])
         if name not in ("numeric", "exact", "choice"):
             said = f"the row names the grader {name!r}" if name else "the row names no grader and has no answer"
             return cannot_grade(f"{said}; known are {', '.join(GRADERS)}")
@@ -190,7 +204,7 @@ def _choice(output: str, answer: str, choices: object) -> Grade:
     texts = [_text(choice) for choice in choices]
     if texts.count(answer) == 1:
         answer = letters[texts.index(answer)]
-    return grade_choice(output, answer, letters=letters)
+    return grade_choice(output, answer, letters=letters, options=[text or "" for text in texts])
 
 
 def _outcome(row: Row, score: float) -> dict[str, Any]:
@@ -213,18 +227,37 @@ def _preferences(rows: list[tuple[str, Row]]) -> Iterable[tuple[str, Graded]]:
             asked.setdefault(found.prompt, (place, row))
     if not comparisons:
         return
-    try:
-        scores = score_preferences(comparisons).scores
-    except InputError as error:
-        for place, row in rows:
-            if not isinstance(_comparison(row), str):
-                yield place, Graded(row, None, f"{CANNOT_GRADE}: {error}")
-        return
+    scored, scores, problem = _scores(comparisons)
+    for place, row in rows:
+        found = _comparison(row)
+        if isinstance(found, str) or (found.first in scored and problem is None):
+            continue
+        others = ", ".join(sorted(scored - {found.first, found.second})) or "the other models"
+        apart = (
+            f"{found.first} and {found.second} were never compared with {others[:80]}, not even through others, so no "
+            "common scale holds them; add comparisons that link them"
+        )
+        yield place, Graded(row, None, f"{CANNOT_GRADE}: {problem if found.first in scored else apart}")
     for (key, model), score in scores.items():
         place, row = asked[key]
         passed = {name: row[name] for name in ("prompt", "messages", "group", "time") if row.get(name) is not None}
         outcome = _outcome(passed | {"model": model}, round(score, 6))
         yield place, Graded({**row, "grader": "preferences"}, outcome, "preferences")
+
+
+def _scores(
+    comparisons: list[Comparison],
+) -> tuple[frozenset[str], dict[tuple[str, str], float], str | None]:
+    """(models, scores, what keeps them from being scored) of the linked models with most comparisons: what nothing
+    links is on no common scale. No models where two such groups have equally many."""
+    groups = linked_groups(comparisons)
+    sizes = [sum(one.first in group for one in comparisons) for group in groups]
+    if sizes[1:2] == sizes[:1]:
+        return frozenset(), {}, None
+    try:
+        return groups[0], score_preferences([one for one in comparisons if one.first in groups[0]]).scores, None
+    except InputError as error:
+        return groups[0], {}, str(error)
 
 
 def _comparison(row: Row) -> Comparison | str:

@@ -1,7 +1,8 @@
 """The inside of the sandbox: takes away what a program must not have, runs it, then its tests. Run as a script.
 
 Enters: on standard input, JSON with `program`, `tests`, `limits` and `nonce`. Leaves: on file descriptor 3, a line that
-names what is enforced, then the nonce if every test passed. Imports nothing of onebeat: it runs isolated (`python -I`).
+names what is enforced, then the nonce: alone if every test passed, or with what is wrong with the tests themselves.
+Imports nothing of onebeat: it runs isolated (`python -I`).
 
 What is enforced, and by whom:
 
@@ -29,12 +30,15 @@ import resource
 import signal
 import struct
 import sys
+import traceback
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn, TextIO
 
 NEW_MOUNT, NEW_USER, NEW_PROCESSES, NEW_NET = 0x00020000, 0x10000000, 0x20000000, 0x40000000
 NO_SUID, NO_DEVICES, DIE_WITH_PARENT = 2, 4, 1
-REFUSED, OUT_OF_TIME = 64, 65
-"""Exit codes: isolation is missing; the CPU time is used up."""
+REFUSED, OUT_OF_TIME, TESTS_BROKEN = 64, 65, 66
+"""Exit codes: isolation is missing; the CPU time is used up; the tests are no Python, or import what is not there."""
 MOUNT_SETATTR, HERE, RECURSIVE, READ_ONLY = 442, -100, 0x8000, 1
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF, NO_NEW_PRIVILEGES = 444, 445, 446, 38
 READ = 1 << 0 | 1 << 2 | 1 << 3
@@ -163,12 +167,33 @@ def main() -> None:
     # What it may do inside its own namespaces is not needed any more: version 3 of the header, this thread, nothing.
     library.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24))
     sys.addaudithook(forbid)
-    names: dict[str, object] = {"__name__": "__main__"}
-    exec(compile(job["program"], "program.py", "exec"), names)
-    names["__name__"] = "tests"
-    exec(compile(job["tests"], "tests.py", "exec"), names)
+    _judge(job, report)
+
+
+def _judge(job: dict[str, str], report: TextIO) -> None:
+    """Runs both, in one namespace. The program is a module like any other: what it does as a script is not run."""
+    try:
+        tests = compile(job["tests"], "tests.py", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        _tests_are_broken(job, report, error)
+    module = sys.modules["program"] = ModuleType("program")
+    exec(compile(job["program"], "program.py", "exec", dont_inherit=True), module.__dict__)
+    module.__dict__["__name__"] = "tests"
+    try:
+        exec(tests, module.__dict__)
+    except ModuleNotFoundError as error:
+        frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        if [name for name in frames if not name.startswith("<frozen importlib")][-1] == "tests.py":
+            _tests_are_broken(job, report, error)
+        raise
     report.write(job["nonce"] + "\n")
     report.flush()
+
+
+def _tests_are_broken(job: dict[str, str], report: TextIO, error: Exception) -> NoReturn:
+    report.write(f"{job['nonce']} {type(error).__name__}: {error}".replace("\n", " ") + "\n")
+    report.flush()
+    os._exit(TESTS_BROKEN)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from onebeat.conductor.learning.graders.code import fences_of
 from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right, wrong
 
 TYPES: dict[str, Callable[[Any], bool]] = {
@@ -28,6 +33,9 @@ ANNOTATIONS = frozenset(
     | {"default", "examples", "format", "deprecated", "readOnly", "writeOnly"}
 )
 MAX_DEPTH = 64
+MOST_BRACKETS = 500
+TIME_LIMIT_S, WALL_LIMIT_S = 2, 60
+"""Of a check with patterns: CPU seconds of its own, and seconds with its process's start, however busy the system."""
 
 
 class _UnknownKeyword(Exception):
@@ -35,10 +43,17 @@ class _UnknownKeyword(Exception):
 
 
 def grade_schema(answer: str, schema: Mapping[str, Any]) -> Grade:
-    """Right when the answer is JSON (in a code fence or bare) that `schema` accepts."""
-    found, value = extract_json(answer)
+    """Right when the answer is JSON (bare, in a code fence, or the one value in prose) that `schema` accepts."""
+    found, value, why = extract_json(answer)
     if not found:
-        return wrong("it holds no JSON")
+        return cannot_grade(why) if why else wrong("it holds no JSON")
+    if _has_pattern(schema):
+        # A pattern may take longer than the world lasts, and Python cannot be told to stop: a process can.
+        return _grade_apart(value, schema)
+    return _grade_value(value, schema)
+
+
+def _grade_value(value: Any, schema: Any) -> Grade:
     try:
         problem = first_problem(value, schema)
     except _UnknownKeyword as error:
@@ -49,15 +64,72 @@ def grade_schema(answer: str, schema: Mapping[str, Any]) -> Grade:
     return right("valid") if problem is None else wrong(problem)
 
 
-def extract_json(answer: str) -> tuple[bool, Any]:
-    """(whether there is one, the JSON value): the whole answer, else its last code fence."""
-    fences = re.findall(r"```(?:json)?\s*\n(.*?)```", answer, re.DOTALL)
-    for text in (answer, *reversed(fences)):
+def _has_pattern(schema: Any) -> bool:
+    if isinstance(schema, Mapping):
+        return any(key in ("pattern", "patternProperties") or _has_pattern(part) for key, part in schema.items())
+    return isinstance(schema, list) and any(map(_has_pattern, schema))
+
+
+def _grade_apart(value: Any, schema: Any) -> Grade:
+    """`_grade_value` in a process of its own, which is ended after `TIME_LIMIT_S` seconds of its CPU time."""
+    command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
+    job = json.dumps({"value": value, "schema": schema})
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    try:
+        done = subprocess.run(command, input=job, capture_output=True, text=True, env=environment, timeout=WALL_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return cannot_grade(f"a pattern of the schema was not decided in {WALL_LIMIT_S} s")
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return cannot_grade(f"a pattern of the schema was not decided in {TIME_LIMIT_S} s")
+    if done.returncode:
+        return cannot_grade(f"the schema's check failed ({done.stderr.strip()[-120:]})")
+    return Grade(**json.loads(done.stdout))
+
+
+def serve() -> None:
+    """The process of `_grade_apart`: a job on standard input, a grade on standard output."""
+    import resource
+
+    job = json.load(sys.stdin)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = math.ceil(used.ru_utime + used.ru_stime) + TIME_LIMIT_S
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+    grade = _grade_value(job["value"], job["schema"])
+    print(json.dumps({"score": grade.score, "reason": grade.reason}))
+
+
+def extract_json(answer: str) -> tuple[bool, Any, str]:
+    """(whether there is one, the JSON value, why it cannot be told): the whole answer, else its last code fence that is
+    JSON's or nobody's, else the one object or array that its prose holds."""
+    try:
+        return True, _decode(answer), ""
+    except (ValueError, RecursionError):
+        fences = [body for language, body in fences_of(answer) if language in ("", "json", "jsonc", "json5")]
+    if fences:
         try:
-            return True, json.loads(text, parse_constant=_no_constant)
+            return True, _decode(fences[-1]), ""
         except (ValueError, RecursionError):
-            continue
-    return False, None
+            return False, None, ""
+    if answer.strip()[:1] in ("{", "["):
+        return False, None, ""
+    values: list[Any] = []
+    broken, tries, place, decoder = False, 0, 0, json.JSONDecoder(parse_constant=_no_constant)
+    while found := re.compile(r"[{\[]").search(answer, place):
+        try:
+            value, place = decoder.raw_decode(answer, found.start())
+            values.append(value)
+        except (ValueError, RecursionError):
+            place, broken, tries = found.end(), broken or found[0] == "{", tries + 1
+        if tries > MOST_BRACKETS:
+            return False, None, f"its prose holds more than {MOST_BRACKETS} brackets that are no JSON"
+    values = [value for value in values if isinstance(value, dict)] or values
+    if len(values) > 1 or (values and broken):
+        return False, None, "its prose holds several JSON values, or braces that are none"
+    return (True, values[0], "") if values else (False, None, "")
+
+
+def _decode(text: str) -> Any:
+    return json.loads(text, parse_constant=_no_constant)
 
 
 def first_problem(value: Any, schema: Mapping[str, Any] | bool) -> str | None:

@@ -11,46 +11,101 @@ from collections.abc import Sequence
 
 from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right, wrong
 from onebeat.conductor.learning.graders.numeric import boxed
+from onebeat.conductor.learning.graders.plain import plain
 
+_LETTER = (
+    r"[\"'(\[*]{0,3}([A-Z])"
+    r"(?=\s*$|\s*[)\].,:;*\"–—-](?!\w)|'(?!\w)|[)\]*]|\s*\n|\s*\(|\s+(?:because|since|as|due|given|for|which|or|and)\b)"
+)
 _STATED = re.compile(
-    r"(?i)(?:final answer|answer|option|choice)\s*(?:is|:|=)?\s*:?\s*[\"'(\[*]{0,3}([A-Z])(?=[\])\"'.*,:;\s]|$)"
+    r"(?i:\b(?:answer|(?:correct|best|right) (?:option|choice))\s*\**\s*(?:is|:|=|must be|would be)\s*:?\s*\**\s*)"
+    rf"(?i:(?:option|choice)\s+)?{_LETTER}"
+)
+_SAID = re.compile(
+    rf"(?i:\b(?:it is|it's|it must be|it has to be|i choose|i pick|i select|go with)\s+(?:option|choice)?\s*){_LETTER}"
+    r"|(?<!\w)\(?([A-Z])\)?\s+is\s+(?:the\s+)?(?:correct|right|best)(?=\s*(?:$|[.,;:!]|answer|option|choice|one\b|because))"
 )
 _ALONE = re.compile(r"^[\s\"'(\[*]*([A-Z])[\s\"')\].:*]*$")
-_LEADING = re.compile(r"^[\s\"'(\[*]*([A-Z])[)\].:]\s")
+_LEADING = re.compile(r"^[\s\"'(\[*]*([A-Z])[)\].:]\s+(?!(?:is|isn|was|can|could|seems|looks)\b)")
+_MENTIONED = re.compile(r"(?<![A-Za-z])\(?([A-Z])\)(?![A-Za-z])")
+_DENIED = re.compile(
+    r"(?i)\b(?:not|never|neither|nor|either|cannot|if|unless|wrong|incorrect|false|eliminated)\b|n['’]t\b"
+)
+_ANOTHER = re.compile(
+    r"[\s)\]*\"']*(?:,|/|&|,?\s*\b(?:or|and)\b)\s*(?:either\s+|option\s+)?[(\[*\"']{0,3}[A-Z](?![A-Za-z'’])"
+)
+MOST_FRAMES = 8
+"""Of quotes and marks around a text, within each other."""
+_ANSWER = re.compile(r"(?i)answer\s*(?:is|:)\s*:?\s*([^\n]+)")
 
 
 def grade_exact(answer: str, reference: str) -> Grade:
-    """Right when both are the same but for case, white space, and punctuation and articles around them."""
+    """Right when both are the same but for case, white space, an article in front and prose's final punctuation."""
     wanted = normalised(boxed(reference) or reference)
     if not wanted:
         return cannot_grade("the reference is empty")
-    candidates = [answer, boxed(answer) or "", answer.strip().rsplit("\n", 1)[-1]]
-    stated = re.findall(r"(?i)answer\s*(?:is|:)\s*([^\n]+)", answer)
-    candidates += stated[-1:]
     if not answer.strip():
         return cannot_grade("the answer is empty")
-    return right("same text") if wanted in {normalised(candidate) for candidate in candidates} else wrong("other text")
+    return right("same text") if wanted in _conclusions(answer) else wrong("other text")
+
+
+def _conclusions(answer: str) -> set[str]:
+    """What an answer may be read to conclude with, normalised: all of it, what it boxes, its last line, `answer is`."""
+    candidates = [answer, boxed(answer) or "", answer.strip().rsplit("\n", 1)[-1], *_ANSWER.findall(answer)[-1:]]
+    return {normalised(candidate) for candidate in candidates} - {""}
 
 
 def normalised(text: str) -> str:
-    """Case folded, width and accents' composition unified, LaTeX spacing gone, trimmed of what frames it."""
-    text = unicodedata.normalize("NFKC", text).casefold()
+    """Case folded, white space and accents' composition unified, and what only frames it gone: LaTeX's and Markdown's
+    marks, quotes, the article, the final punctuation of prose. Brackets, factorials and signs are part of a text."""
+    text = unicodedata.normalize("NFC", text).casefold()
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"\\(?:left|right|!|,|;|quad)|\$", " ", text)
-    text = " ".join(text.split())
-    text = text.strip("\"'`*_.,;:!?()[] ")
-    return re.sub(r"^(?:the|a|an) ", "", text)
+    text = re.sub(r"\\(?:left|right)\b\s*", "", text)
+    text = re.sub(r"\\(?:[!,;]|quad\b)", " ", text).replace("$$", " ")
+    text = re.sub(r"(?<![\\\d])\$(?=\S)([^$\n]*?\S)\$(?!\d)", r"\1", text)
+    text = re.sub(r"\s*([,()\[\]{}=])\s*", r"\1", " ".join(text.split()))
+    for _ in range(MOST_FRAMES):
+        text = re.sub(r"(?<=[^\W\d_]{2})[!?]+$", "", text.strip()).rstrip(".,;: ")
+        text = re.sub(r"^(\*\*|__|[\"'`*_])(.*)\1$", r"\2", text)
+    return re.sub(r"^(?:the|a|an) (?=[^\W\d_]{2})", "", text)
 
 
-def grade_choice(answer: str, reference: str, *, letters: Sequence[str] = "ABCDEFGHIJ") -> Grade:
-    """Right when the answer settles on the reference's letter. Two letters without a conclusion cannot be graded."""
+def grade_choice(
+    answer: str, reference: str, *, letters: Sequence[str] = "ABCDEFGHIJ", options: Sequence[str] = ()
+) -> Grade:
+    """Right when the answer settles on the reference's letter, or on its option's text where `options` (one a letter)
+    are given. An answer that settles on several, or on none, cannot be graded."""
     wanted = reference.strip().strip("().").upper()
     if len(wanted) != 1 or wanted not in letters:
         return cannot_grade(f"the reference {reference[:20]!r} is not one of {''.join(letters)}")
     given, why = chosen_letter(answer, letters)
+    named = _named_option(answer, letters, options)
+    if given is not None and named is not None and given != named:
+        return cannot_grade(f"it settles on {given} and on the text of {named}")
+    given = given or named
     if given is None:
         return cannot_grade(why)
     return right(given) if given == wanted else wrong(f"{given} is not {wanted}")
+
+
+def _named_option(answer: str, letters: Sequence[str], options: Sequence[str]) -> str | None:
+    """The letter of the one option whose text the answer concludes with, or else names in its conclusion undenied."""
+    texts = [normalised(option) for option in options]
+    concluded = _conclusions(answer)
+    same = [letter for letter, text in zip(letters, texts, strict=False) if text in concluded]
+    if same:
+        return same[0] if len(same) == 1 else None
+    end = normalised((_ANSWER.findall(answer) or [answer.strip().rsplit("\n", 1)[-1]])[-1])
+    if _DENIED.search(end):
+        return None
+    held = [
+        (letter, text)
+        for letter, text in zip(letters, texts, strict=False)
+        if text and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", end)
+    ]
+    # "ice" is named by "dry ice" only if that is not an option too.
+    outer = [(letter, text) for letter, text in held if not any(text != other and text in other for _, other in held)]
+    return outer[0][0] if len(outer) == 1 else None
 
 
 def chosen_letter(answer: str, letters: Sequence[str]) -> tuple[str | None, str]:
@@ -59,14 +114,28 @@ def chosen_letter(answer: str, letters: Sequence[str]) -> tuple[str | None, str]
     if inside is not None:
         match = _ALONE.match(re.sub(r"\\text\{([^}]*)\}", r"\1", inside))
         return (match[1], "") if match and match[1] in letters else (None, "what is boxed is not one letter")
-    stated = [letter.upper() for letter in _STATED.findall(answer) if letter.upper() in letters and letter.isupper()]
-    if stated:
-        return stated[-1], ""
+    answer = plain(answer)
+    stated, said = _claims(_STATED, answer, letters), _claims(_SAID, answer, letters)
+    if stated or said:
+        last = max(stated[-1:] + said[-1:])
+        if stated and last[1] != stated[-1][1]:
+            return None, f"it states {stated[-1][1]} and then says {last[1]}"
+        return (last[1], "") if last[1] else (None, "it states several letters")
+    mentioned = sorted(set(_MENTIONED.findall(answer)) & set(letters))
     lines = [line for line in answer.strip().splitlines() if line.strip()]
-    for line in (lines[-1:], lines[:1]):
-        if line and (match := _ALONE.match(line[0]) or _LEADING.match(line[0])) and match[1] in letters:
-            return match[1], ""
-    mentioned = set(re.findall(r"(?<![A-Za-z])\(?([A-Z])\)(?![A-Za-z])", answer)) & set(letters)
-    if len(mentioned) == 1:
-        return mentioned.pop(), ""
-    return None, f"it settles on no letter (mentioned: {', '.join(sorted(mentioned)) or 'none'})"
+    ends = [match for line in (lines[-1:] + lines[:1]) if (match := _ALONE.match(line) or _LEADING.match(line))]
+    found = {match[1] for match in ends if match[1] in letters} | set(mentioned)
+    if len(found) == 1 and not (_DENIED.search(answer) and not ends):
+        return found.pop(), ""
+    return None, f"it settles on no letter (mentioned: {', '.join(sorted(found)) or 'none'})"
+
+
+def _claims(pattern: re.Pattern[str], answer: str, letters: Sequence[str]) -> list[tuple[int, str]]:
+    """(place, letter) of what is claimed and not denied; the letter is empty where several are named at once."""
+    found = []
+    for match in pattern.finditer(answer):
+        letter = next(group for group in match.groups() if group)
+        clause = re.split(r"[.,;:!?\n]", answer[: match.start()])[-1]
+        if letter in letters and not _DENIED.search(clause):
+            found.append((match.start(), "" if _ANOTHER.match(answer, match.end()) else letter))
+    return found

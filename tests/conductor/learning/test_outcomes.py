@@ -6,6 +6,7 @@ import csv
 import json
 import resource
 import sqlite3
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,61 @@ def test_everything_odd_is_counted_with_its_place(tmp_path: Path) -> None:
     assert "stranger" in report
 
 
+def test_a_misnamed_line_among_good_ones_is_counted(tmp_path: Path) -> None:
+    odd: dict[str, object] = {"prompt": "p", "model": "a", "Score": 1}
+    for rows in ([*ROWS, odd], [odd, *ROWS]):
+        table = read_outcomes([write(tmp_path / "o.jsonl", rows)])
+        assert table.report.used == 3
+        assert table.report.problems == {"unreadable": 1}
+        assert "no column score; is it 'Score'" in table.report.examples["unreadable"]
+
+
+def test_integers_beyond_every_float_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "big.jsonl"
+    huge = "9" * 400
+    path.write_text(
+        f'{json.dumps(ROWS[1])}\n{{"prompt": "p", "model": "a", "score": {huge}}}\n'
+        f'{{"prompt": "p", "model": "a", "score": 1, "output_tokens": {huge}, "time": -{huge}}}\n'
+    )
+    assert dict(read_outcomes([path]).report.problems) == {
+        "with a score outside 0..1 (left out)": 1,
+        "with output_tokens that is not a number of zero or more (ignored)": 1,
+        "with a time that is neither ISO 8601 nor seconds (ignored)": 1,
+    }
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_mark_of_the_byte_order_is_no_part_of_a_name(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"o{suffix}", ROWS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_outcomes([path]).report.used == 3
+
+
+def test_cells_that_are_not_utf8_are_counted_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes("prompt,model,score\ncafé,a,1\ntea,a,1\n".encode("latin-1"))
+    table = read_outcomes([path])
+    assert table.prompts == ("tea",)
+    assert table.report.problems == {"unreadable": 1}
+    assert "latin.csv:2: bytes that are not UTF-8" in table.report.examples["unreadable"]
+    path.write_bytes("prompt,model,score,é\ntea,a,1,\n".encode("latin-1"))
+    with pytest.raises(InputError, match="is not UTF-8; save it as UTF-8"):
+        read_outcomes([path])
+
+
+def test_parquet_with_decimals_and_parquet_that_is_damaged(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "o.parquet"
+    rows = [{"prompt": f"prompt {n} " * 40, "model": "a", "score": Decimal("0.25")} for n in range(2000)]
+    parquet.write_table(arrow.Table.from_pylist(rows), path)
+    assert read_outcomes([path]).score[0, 0] == 0.25
+    whole = path.read_bytes()
+    for damaged in (whole[:200] + b"\xff" * 400 + whole[600:], whole[: len(whole) // 2], b"PAR1" + whole[-300:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"^[^\n]* is not a readable Parquet file: [^\n]*\.$"):
+            read_outcomes([path])
+
+
 def test_messages_are_prompts_too(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "hello"}]
     lines = write(tmp_path / "m.jsonl", [{"messages": messages, "model": "a", "score": True}])
@@ -198,3 +254,8 @@ async def test_the_gateways_own_ledger_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(table.cost_usd, np.array([[np.nan, 0.5]], np.float32))
     np.testing.assert_array_equal(table.propensity, np.array([[np.nan, 0.9]], np.float32))
     assert table.report.problems == {"without a prompt": 1}
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE requests SET prompt = NULL")
+    connection.close()
+    with pytest.raises(InputError, match=r"3 requests with feedback .*set store_prompts = true under \[ledger\]"):
+        read_outcomes([path])

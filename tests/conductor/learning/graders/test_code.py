@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,6 +138,53 @@ def test_where_the_kernel_does_not_isolate_nothing_is_run() -> None:
     grade = grade_code("print(1)", "", limits=Limits(required=("teleportation",)))
     assert grade.score is None
     assert "teleportation" in grade.reason
+
+
+DOUBLE = "def double(x):\n    return 2 * x\n"
+FENCED = [
+    f"```bash\npip install x\n```\n```python\n{DOUBLE}```",
+    f"```python\n{DOUBLE}```\nOutput:\n```\nhello world\n```",
+    f"```python\n{DOUBLE}```\nOutput:\n```\nhello\n```",
+    f"```Python\n{DOUBLE}```",
+    f"~~~~python\n{DOUBLE}~~~~",
+    f"```python\n{DOUBLE}```".replace("\n", "\r\n"),
+    "1. Do:\n\n   ```python\n   def double(x):\n       return 2 * x\n   ```\n",
+    f'```python title="a.py"\n{DOUBLE}```\n```python\n>>> double(2)\n4\n```',
+    f"```\n{DOUBLE}```\n```json\n{{}}\n```",
+    f"```python\n{DOUBLE}",
+]
+
+
+@pytest.mark.parametrize("answer", FENCED)
+def test_a_program_is_found_in_every_fence(answer: str) -> None:
+    program = extract_program(answer)
+    assert program is not None
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert names["double"](4) == 8
+
+
+@isolated
+def test_what_a_program_does_as_a_script_is_not_run() -> None:
+    for script in ("print(double(int(input())))", "import sys; sys.exit(0)"):
+        program = f"{DOUBLE}\nif __name__ == '__main__':\n    {script}\n"
+        assert grade_code(program, "assert double(4) == 8").score == 1.0
+        assert grade_code(program, "assert double(4) == 9").score == 0.0
+
+
+@isolated
+@pytest.mark.parametrize("tests", ["assert double(4 ==", "import a_module_that_is_not_there\nassert double(4) == 8"])
+def test_broken_tests_say_nothing_of_the_program(tests: str) -> None:
+    grade = grade_code(DOUBLE, tests)
+    assert grade.score is None
+    assert "the tests themselves are broken" in grade.reason
+
+
+@isolated
+def test_a_module_that_the_program_lacks_is_its_own_fault() -> None:
+    program = "def double(x):\n    import a_module_that_is_not_there\n"
+    assert grade_code(program, "double(4)").score == 0.0
+    assert grade_code("import a_module_that_is_not_there", "").score == 0.0
 
 
 def test_finding_the_program() -> None:

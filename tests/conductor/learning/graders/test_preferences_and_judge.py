@@ -132,6 +132,18 @@ async def test_a_judge_that_fails_or_is_cut_cannot_grade() -> None:
         assert "cannot grade" in grade.reason
 
 
+async def test_a_judge_has_room_to_think_and_says_when_it_ran_out() -> None:
+    grade, asked = await ask(completion("", "length"))
+    assert json.loads(asked[0]).get("max_tokens", json.loads(asked[0]).get("max_completion_tokens")) == 4096
+    assert grade.score is None
+    assert "ended by length, at its limit of 4,096 output tokens" in grade.reason
+
+
+async def test_a_judge_that_saw_a_part_says_so() -> None:
+    grade, _ = await ask(completion('{"score": 9, "reason": "right"}'), answer="x" * 30_000)
+    assert (grade.score, grade.reason) == (0.9, "right (of the answer, the middle was left out)")
+
+
 async def test_a_judge_that_cannot_be_reached_cannot_grade() -> None:
     async def post(request: HttpRequest) -> tuple[int, Mapping[str, str], bytes]:
         raise aiohttp.ClientConnectionError("refused")

@@ -16,7 +16,7 @@ from onebeat.cli import main
 from onebeat.conductor.learning.graders.code import Limits
 from onebeat.conductor.learning.graders.grade import Grade
 from onebeat.conductor.learning.graders.numeric import grade_numeric
-from onebeat.conductor.learning.graders.rows import Graded, Grading, Tally
+from onebeat.conductor.learning.graders.rows import Graded, Grading, Tally, Unreadable
 from onebeat.conductor.learning.graders.schema import grade_schema
 from onebeat.conductor.learning.sources import read_outcomes
 from tests.conductor.learning.graders.test_preferences_and_judge import completion
@@ -42,6 +42,11 @@ SCORED: list[tuple[dict[str, Any], float]] = [
     ({"output": "The answer is (B).", "answer": "B", "choices": ["fish", "fowl"]}, 1.0),
     ({"output": "The answer is (B).", "answer": "fowl", "choices": ["fish", "fowl"]}, 1.0),
     ({"output": "A", "answer": "B", "choices": "ABCD"}, 0.0),
+    ({"output": "12 Monkeys", "answer": "12 Angry Men"}, 0.0),
+    ({"output": "12 Angry Men", "answer": "12 Monkeys"}, 0.0),
+    ({"output": "12 monkeys", "answer": "12 Monkeys"}, 1.0),
+    ({"output": "It is 2.5 km.", "answer": "2500 m"}, 1.0),
+    ({"output": "The answer is 0.5", "answer": "$\\frac{1}{2}$"}, 1.0),
     ({"output": '{"a": 1}', "schema": {"type": "object", "required": ["a"]}}, 1.0),
     ({"output": "[]", "schema": {"type": "object"}}, 0.0),
 ]
@@ -55,7 +60,7 @@ def test_a_row_goes_to_the_grader_that_it_calls_for(row: dict[str, Any], score: 
 
 
 UNGRADED: list[tuple[Any, str]] = [
-    ("not JSON", "unreadable: not JSON"),
+    (Unreadable("{", "not JSON"), "unreadable: not JSON"),
     ({}, "no prompt, and no messages"),
     ({"messages": [{"content": "no role"}], "model": "m", "output": ""}, "no prompt, and no messages"),
     ({"prompt": "p", "output": "42", "answer": "42"}, "the row has no model"),
@@ -147,6 +152,18 @@ def test_preferences_are_scored_together() -> None:
     ]
 
 
+def test_a_stray_pair_does_not_take_the_other_comparisons_with_it() -> None:
+    votes = [{"prompt": f"p{number}", "first": "a", "second": "b", "preferred": "a"} for number in range(5)]
+    stray = {"prompt": "q", "first": "c", "second": "d", "preferred": "c"}
+    found, tally = graded([stray, *votes])
+    assert tally.by_grader == {"preferences": 10}
+    left = [row for row in found if row.outcome is None]
+    assert [row.row for row in left] == [stray]
+    assert "c and d were never compared with a, b" in left[0].why
+    even, tally = graded([votes[0], stray])
+    assert tally.outcomes == 0 and len(even) == 2
+
+
 def write(path: Path, rows: list[Any]) -> str:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)
@@ -174,7 +191,11 @@ def test_the_command_writes_outcomes_that_train_reads_and_keeps_the_rest(
     output.unlink()
     assert main(["grade", source, "--output", str(output), "--ungraded", str(left)]) == 0
     kept = [json.loads(line) for line in left.read_text().splitlines()]
-    assert kept[0]["place"] == "raw.jsonl:2" and kept[1]["output"] == "?" and "no number" in kept[1]["why"]
+    assert (
+        (kept[0]["place"], kept[0]["text"]) == ("raw.jsonl:2", "{broken")
+        and kept[1]["output"] == "?"
+        and "no number" in kept[1]["why"]
+    )
     assert main(["grade", str(left), "--output", str(tmp_path / "none.jsonl")]) == 2
     assert not (tmp_path / "none.jsonl").exists()
 
@@ -259,6 +280,12 @@ def test_mistakes_end_in_one_sentence_and_no_file(
     assert main(["grade", source, *arguments, "--output", str(output)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("onebeat: ") == 1 and not output.exists()
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_row(tmp_path: Path) -> None:
+    row = json.dumps(ASKED | {"output": "42", "answer": "42"})
+    (tmp_path / "raw.jsonl").write_text(row + "\n", encoding="utf-8-sig")
+    assert main(["grade", str(tmp_path / "raw.jsonl"), "--output", str(tmp_path / "o.jsonl")]) == 0
 
 
 def test_empty_files_and_binary_garbage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 
 import pytest
@@ -52,6 +53,72 @@ RIGHT, WRONG, UNKNOWN = 1.0, 0.0, None
         ("1/0", "0", UNKNOWN),
         ("the answer is: 12 because 3 of 15 fell", "12", RIGHT),
         ("the answer is: 3 + 4 = 7", "7", RIGHT),
+        ("5 miles", "5 km", WRONG),
+        ("8.04672 km", "5 miles", RIGHT),
+        ("5 feet", "5 m", WRONG),
+        ("5 lb", "5 kg", WRONG),
+        ("12 euros", "$12", UNKNOWN),
+        ("It costs 12 euros.", "$12", UNKNOWN),
+        ("5 lb", "5 lbs", RIGHT),
+        ("5 pounds", "5 kg", UNKNOWN),
+        ("5 furlongs", "5 km", UNKNOWN),
+        ("It is 5 furlongs.", "5 km", UNKNOWN),
+        ("It is 5 in total.", "5 km", RIGHT),
+        ("36 km/h", "10 m/s", RIGHT),
+        ("5 m/s", "5 m", WRONG),
+        ("3 m²", "3 m", WRONG),
+        ("20 °C", "20 °F", UNKNOWN),
+        ("0.00", "0.0031", WRONG),
+        ("0.01", "0.0149", WRONG),
+        ("3.14", "3.14159265", RIGHT),
+        ("6.02e23", "6.022e23", RIGHT),
+        ("2\\sqrt{3}", "2", UNKNOWN),
+        ("$2\\sqrt{3}$", "3", UNKNOWN),
+        ("3\\pi", "3", UNKNOWN),
+        ("The answer is 3π", "3", UNKNOWN),
+        ("2^10", "2", WRONG),
+        ("2^10", "1024", RIGHT),
+        ("2**10", "1024", RIGHT),
+        ("$2^{10}$", "1024", RIGHT),
+        ("3x + 2", "3", UNKNOWN),
+        ("3x + 2", "2", UNKNOWN),
+        ("The result is 3 + 4", "4", UNKNOWN),
+        ("the answer is not 7", "7", UNKNOWN),
+        ("I don't think the answer is 7", "7", UNKNOWN),
+        ("It isn't 7.", "7", UNKNOWN),
+        ("It is more than 7.", "7", UNKNOWN),
+        ("It's not 5, it's 7", "7", RIGHT),
+        ("either 3 or 4", "4", UNKNOWN),
+        ("3 or 4", "4", UNKNOWN),
+        ("the answer is 3 or 4", "3", UNKNOWN),
+        ("3 apples or 4 apples", "4", UNKNOWN),
+        ("3-5", "3", UNKNOWN),
+        ("3–5", "5", UNKNOWN),
+        ("between 3 and 5", "5", UNKNOWN),
+        ("3, 4", "4", UNKNOWN),
+        ("x = 5, y = 6", "6", UNKNOWN),
+        ("5 feet 3 inches", "3 inches", UNKNOWN),
+        ("1 1/2", "1.5", RIGHT),
+        ("1½", "1.5", RIGHT),
+        ("1\\frac{1}{2}", "1.5", RIGHT),
+        ("1.5 million", "1500000", RIGHT),
+        ("about 1.5 million people", "1,500,000", RIGHT),
+        ("1 000 000", "1000000", RIGHT),
+        ("1.000.000", "1", UNKNOWN),
+        ("3,14", "3", UNKNOWN),
+        ("It is 3:30", "30", UNKNOWN),
+        ("Adding 3 and 4 gives 7.", "7", RIGHT),
+        ("The answer is 7. Wait, the answer is 8", "8", RIGHT),
+        ("**Answer:** $7$.", "7 km", RIGHT),
+        ("It costs \\$18.", "$18", RIGHT),
+        ("f(3)", "3", UNKNOWN),
+        ("It is log 2.", "2", UNKNOWN),
+        ("It is the square root of 2.", "2", UNKNOWN),
+        ("The answer is 5!", "5", UNKNOWN),
+        ("Therefore, she has 3 * 4 = 12 eggs.", "12", RIGHT),
+        ("$1.5 million", "1500000", RIGHT),
+        ("$$\n42\n$$", "42", RIGHT),
+        ("There is no number but H2O", "2", UNKNOWN),
     ],
 )
 def test_numbers(answer: str, reference: str, score: float | None) -> None:
@@ -84,6 +151,16 @@ def test_no_text_breaks_a_grader(text: str) -> None:
         assert grade.reason
 
 
+@pytest.mark.parametrize("piece", ["1 ", "** ", "x [", "$", "\\frac{", "(B) ", "``` \n", "answer is ", "1,000 "])
+def test_an_answer_that_repeats_itself_is_graded_too(piece: str) -> None:
+    """Each took minutes while a grader looked back at all that stands before, once for each piece."""
+    text = piece * 50_000
+    grade_numeric(text, "5")
+    grade_choice(text, "A", letters="AB", options=["a", "b"])
+    grade_exact(text, "5")
+    grade_schema(text, {"type": "object"})
+
+
 def test_boxes_may_be_nested() -> None:
     assert boxed("so \\boxed{1} then \\boxed{\\frac{a}{b}}") == "\\frac{a}{b}"
     assert boxed("\\boxed{open") is None
@@ -96,6 +173,18 @@ def test_boxes_may_be_nested() -> None:
         ("Thinking...\nAnswer: Paris", "Paris", RIGHT),
         ("\\boxed{\\text{blue}}", "blue", RIGHT),
         ("Paris, France", "Paris", WRONG),
+        ("**Paris!**", "Paris", RIGHT),
+        ('The answer is: "Paris".', "Paris", RIGHT),
+        ("[0,1)", "(0,1]", WRONG),
+        ("The answer is [0, 1).", "[0,1)", RIGHT),
+        ("$\\left[0, 1\\right)$", "[0,1)", RIGHT),
+        ("n!", "n", WRONG),
+        ("The answer is n!", "n!", RIGHT),
+        ("!x", "x", WRONG),
+        ("(3, 4)", "[3, 4]", WRONG),
+        ("(3,4)", "(3, 4)", RIGHT),
+        ("x²", "x2", WRONG),
+        ("-x", "x", WRONG),
         ("", "Paris", UNKNOWN),
         ("Paris", "", UNKNOWN),
     ],
@@ -117,10 +206,51 @@ def test_exact_text(answer: str, reference: str, score: float | None) -> None:
         ("\\boxed{\\text{E}}", "E", RIGHT),
         ("I think so", "B", UNKNOWN),
         ("B", "7", UNKNOWN),
+        ("Option A is wrong. Option B is wrong too. It must be C.", "C", RIGHT),
+        ("Option A is wrong. Option B is wrong too.", "B", UNKNOWN),
+        ("The answer is A bit subtle, but it is (C)", "C", RIGHT),
+        ("The answer is A bit subtle.", "A", UNKNOWN),
+        ("Answer: I don't know", "I", UNKNOWN),
+        ("Answer: I'm not sure", "I", UNKNOWN),
+        ("The answer is not B.", "B", UNKNOWN),
+        ("I don't think the answer is B.", "B", UNKNOWN),
+        ("I don't think the answer is B. The answer is D because it rains.", "D", RIGHT),
+        ("The answer is A or B.", "A", UNKNOWN),
+        ("The answer is (A) or (B).", "B", UNKNOWN),
+        ("The answer is A. On second thought, it is B.", "A", UNKNOWN),
+        ("Option D is the correct one.", "D", RIGHT),
+        ("(A) is wrong", "A", UNKNOWN),
+        ("So B is correct.", "B", RIGHT),
+        ("B is not correct.", "B", UNKNOWN),
+        ("The answer is `B`", "B", RIGHT),
+        ("The answer is $\\textbf{B}$.", "B", RIGHT),
+        ("The best choice is E", "E", RIGHT),
+        ("The answer is C, not B.", "C", RIGHT),
+        ("A. fish\nB. fowl", "A", UNKNOWN),
+        ("**The correct answer is: (B) fowl**", "B", RIGHT),
     ],
 )
 def test_letters(answer: str, reference: str, score: float | None) -> None:
     assert grade_choice(answer, reference).score == score, grade_choice(answer, reference).reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("Dry ice.", RIGHT),
+        ("The answer is dry ice.", RIGHT),
+        ("It sublimates, so it must be dry ice.", RIGHT),
+        ("Answer: ice", WRONG),
+        ("It is not dry ice.", UNKNOWN),
+        ("Either dry ice or steam.", UNKNOWN),
+        ("The answer is A: dry ice", UNKNOWN),
+        ("Answer: (B) dry ice", RIGHT),
+        ("The answer is plasma.", UNKNOWN),
+    ],
+)
+def test_an_options_text_is_its_letter(answer: str, score: float | None) -> None:
+    grade = grade_choice(answer, "B", letters="ABC", options=["ice", "dry ice", "steam"])
+    assert grade.score == score, grade.reason
 
 
 SCHEMA = {
@@ -154,10 +284,28 @@ SCHEMA = {
         ("{'name': 'Ada'}", WRONG),
         ('{"name": "Ada", "age": NaN}', WRONG),
         ("no JSON at all", WRONG),
+        ('Here it is: {"name": "Ada"}', RIGHT),
+        ('Here it is: {"name": "Ada"}. Done [1].', RIGHT),
+        ('Here it is: {"name": "ada"}', WRONG),
+        ('Here it is: {"name": "Ada"', WRONG),
+        ('Use {"name": "Ada"} or {"name": "Bob"}', UNKNOWN),
+        ('The set {1, 2} gives {"name": "Ada"}', UNKNOWN),
+        ('{"name": "Ada", "next": {"name": "Bob"},}', WRONG),
+        ('```json\n{"name": "Ada"}\n```\nBetter:\n```json\n{"name": "Ada",}\n```', WRONG),
+        ('```json\n{"age": 3}\n```\nBetter:\n  ```JSON\n  {"name": "Ada"}\n  ```', RIGHT),
+        ('```json\n{"name": "Ada"}\n```\nRead it by\n```python\njson.load(file)\n```', RIGHT),
     ],
 )
-def test_schemas(answer: str, score: float) -> None:
+def test_schemas(answer: str, score: float | None) -> None:
     assert grade_schema(answer, SCHEMA).score == score, grade_schema(answer, SCHEMA).reason
+
+
+def test_a_pattern_without_end_cannot_be_graded() -> None:
+    for schema in ({"pattern": "^(a+)+$"}, {"items": {"patternProperties": {"^(a+)+$": True}}}):
+        text = json.dumps("a" * 60 + "!" if "pattern" in schema else [{"a" * 60 + "!": 1}])
+        grade = grade_schema(text, schema)
+        assert grade.score is None
+        assert "a pattern of the schema was not decided in" in grade.reason
 
 
 def test_what_a_schema_asks_and_is_not_checked_cannot_be_graded() -> None:
