@@ -261,7 +261,8 @@ def _calibration(logits: Floats, recipe: Recipe, outcomes: Outcomes) -> dict[str
 
 
 def _judge(taps: tuple[TapName, ...], recipe: Recipe, logits: Floats, outcomes: Outcomes) -> Trial:
-    known = outcomes.weight > 0
+    weight = outcomes.weight.astype(np.float64)
+    known = weight > 0
     calibration = _calibration(logits, recipe, outcomes)
     quality = apply_calibration(logits, calibration, outcomes.models).astype(np.float64)
     score = outcomes.score.astype(np.float64)
@@ -272,11 +273,11 @@ def _judge(taps: tuple[TapName, ...], recipe: Recipe, logits: Floats, outcomes: 
     return Trial(
         taps,
         recipe,
-        calibrate.log_loss(quality[known], score[known], outcomes.weight[known].astype(np.float64)),
+        calibrate.log_loss(quality[known], score[known], weight[known]),
         float(np.nanmean(np.square(centred))),
         auc_overall(quality, score),
         auc_within(quality, score, outcomes.groups),
-        losses_of(quality, score, known, centred),
+        losses_of(quality, score, weight, centred),
     )
 
 

@@ -55,11 +55,11 @@ def steadiest(trials: Sequence[Trial]) -> int:
 
 
 def losses_of(
-    quality: NDArray[np.float64], score: NDArray[np.float64], known: NDArray[np.bool_], centred: NDArray[np.float64]
+    quality: NDArray[np.float64], score: NDArray[np.float64], weight: NDArray[np.float64], centred: NDArray[np.float64]
 ) -> Floats:
-    """[n] the cross-entropy and the error between models of each prompt, so that their mean is the criterion."""
+    """[n] the cross-entropy, by weight, and the error between models of each prompt: their mean is the criterion."""
     clipped = np.clip(quality, 1e-6, 1 - 1e-6)
-    entropy = np.where(known, score * np.log(clipped) + (1 - score) * np.log(1 - clipped), 0.0)
+    entropy = weight * np.where(weight > 0, score * np.log(clipped) + (1 - score) * np.log(1 - clipped), 0.0)
     square = np.nan_to_num(np.square(centred))
     between = square.sum(1) / max(np.isfinite(centred).sum(), 1)
-    return np.asarray(len(score) * (2.0 * between - entropy.sum(1) / max(known.sum(), 1)), np.float32)
+    return np.asarray(len(score) * (2.0 * between - entropy.sum(1) / weight.sum()), np.float32)

@@ -93,7 +93,7 @@ def test_the_losses_of_prompts_make_up_the_criterion() -> None:
     outcomes = replace(
         outcomes,
         score=np.where(holes, np.nan, outcomes.score).astype(np.float32),
-        weight=np.where(holes, 0.0, outcomes.weight).astype(np.float32),
+        weight=np.where(holes, 0.0, np.random.default_rng(3).uniform(0.2, 3.0, holes.shape)).astype(np.float32),
     )
     for found in fit({TAP: x}, outcomes, tap_sets=[[TAP]], recipes=[QUICK["kernel"], QUICK["linear"]]).trials:
         assert float(found.losses.mean()) == pytest.approx(found.criterion, rel=1e-4)
