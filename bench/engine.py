@@ -4,9 +4,9 @@
     python -m bench.engine --rows soak        (under 5 minutes)
 
 Arrivals are open-loop Poisson: 90 % prompts of 32 to 128 tokens, 10 % of 1,500. The capacity, of which loads are
-shares, is measured in the same run. The ceiling is printed first, the last
-line is JSON, and the rows measured are merged into `--out`. Everything runs in one process, as in a service
-that embeds the router: the load's event loop competes with the model for the same cores.
+shares, is measured in the same run. The ceiling is printed first, the last line is JSON, and the rows measured are
+merged into `--out`. Everything runs in one process, as in a service that embeds the router: the load's event loop
+competes with the model for the same cores.
 """
 
 from __future__ import annotations

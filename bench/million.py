@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,8 @@ import numpy as np
 from onebeat.conductor.learning import fit, train
 from onebeat.conductor.learning.costs import Price
 from onebeat.conductor.learning.features import Features, Reading
-from onebeat.engine.config import BackboneConfig
 from onebeat.engine.records import Prompt
-from tools.synthetic_checkpoint import write_checkpoint
+from tools.synthetic_checkpoint import TINY, write_checkpoint
 
 LIMIT_GB = 4.0
 HIDDEN = 576
@@ -84,20 +84,7 @@ def run_case(prompts: int, models: int) -> dict[str, Any]:
     """Fits in this process and says what it took."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = BackboneConfig(
-            family="llama",
-            vocab_size=512,
-            hidden_size=HIDDEN,
-            layers=3,
-            feed_forward=64,
-            query_heads=1,
-            key_heads=1,
-            head_size=64,
-            max_positions=4096,
-            norm_eps=1e-5,
-            rope_theta=10_000.0,
-            tied_embeddings=True,
-        )
+        config = replace(TINY, hidden_size=HIDDEN, feed_forward=64)
         write_checkpoint(folder / "backbone", config)
         write_outcomes(folder / "outcomes.jsonl", prompts, models)
         train.extract = made_up  # type: ignore[attr-defined]

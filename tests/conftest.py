@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,12 @@ def pulled_router() -> Path:
     if not all((folder / name).is_file() for name in BACKBONE_FILES):
         pytest.skip(f"the default router is not in {folder}: run `onebeat pull` once to enable this test")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are quicker in one thread, several times so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -38,6 +38,8 @@ FLEET = [("large", 5.0, 25.0), ("middle", 1.0, 5.0), ("small", 0.1, 0.4), ("tiny
 
 QWEN2 = BackboneConfig("qwen2", 151936, 896, 24, 4864, 14, 2, 64, 32768, 1e-6, 1e6, attention_bias=True)
 LLAMA = BackboneConfig("llama", 49152, 576, 30, 1536, 9, 3, 64, 8192, 1e-5, 1e5, tied_embeddings=True)
+TINY = BackboneConfig("llama", 512, 64, 3, 128, 1, 1, 64, 4096, 1e-5, 1e4, tied_embeddings=True)
+"""For tests and benches that need a backbone which is read, not a good one."""
 PRESETS: dict[str, BackboneConfig] = {
     "smollm2-135m": LLAMA,
     "qwen2.5-0.5b": replace(QWEN2, tied_embeddings=True),

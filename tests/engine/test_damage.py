@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from onebeat import OnebeatError, Router
 from onebeat.engine.config import FAMILIES, Family
@@ -43,13 +41,7 @@ VALUES: list[Any] = [
 VALUES += [[], {}, [1], {"a": 1}, "\ud800"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices are quicker in one thread, several times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def damage_json(value: Any, dice: random.Random) -> None:

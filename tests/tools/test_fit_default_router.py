@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,11 @@ import pytest
 from onebeat import Router
 from onebeat.conductor.learning.artifact import link_backbone, read_head
 from onebeat.conductor.learning.solve import Recipe
-from onebeat.engine.config import BackboneConfig
 from onebeat.engine.default_router import PACKAGED_HEAD
 from tools import fit_default_router as tool
-from tools.synthetic_checkpoint import write_checkpoint
+from tools.synthetic_checkpoint import TINY, write_checkpoint
 
-BACKBONE = BackboneConfig(
-    family="llama",
-    vocab_size=512,
-    hidden_size=64,
-    layers=2,
-    feed_forward=128,
-    query_heads=1,
-    key_heads=1,
-    head_size=64,
-    max_positions=4096,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    tied_embeddings=True,
-)
+BACKBONE = replace(TINY, layers=2)
 
 
 def published(folder: Path) -> Path:

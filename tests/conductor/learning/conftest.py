@@ -8,30 +8,15 @@ from pathlib import Path
 import pytest
 
 from onebeat.cli import main
-from onebeat.engine.config import BackboneConfig
 from tests.conductor.learning.house import MODELS, Refused, outcomes, prompts, train, write
-from tools.synthetic_checkpoint import write_checkpoint
+from tools.synthetic_checkpoint import TINY, write_checkpoint
 
 
 @pytest.fixture(scope="session")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backbone, outcomes, prices, and a router fitted on them."""
     folder = tmp_path_factory.mktemp("house")
-    config = BackboneConfig(
-        family="llama",
-        vocab_size=512,
-        hidden_size=64,
-        layers=3,
-        feed_forward=128,
-        query_heads=1,
-        key_heads=1,
-        head_size=64,
-        max_positions=4096,
-        norm_eps=1e-5,
-        rope_theta=10000.0,
-        tied_embeddings=True,
-    )
-    write_checkpoint(folder / "backbone", config)
+    write_checkpoint(folder / "backbone", TINY)
     write(folder / "outcomes.jsonl", outcomes(prompts(160), ["cheap", "dear", "other"]))
     listed = {name: {"input_usd_per_million": a, "output_usd_per_million": b} for name, (a, b) in MODELS.items()}
     (folder / "prices.json").write_text(json.dumps(listed))

@@ -155,10 +155,13 @@ def test_no_text_breaks_a_grader(text: str) -> None:
 def test_an_answer_that_repeats_itself_is_graded_too(piece: str) -> None:
     """Each took minutes while a grader looked back at all that stands before, once for each piece."""
     text = piece * 50_000
-    grade_numeric(text, "5")
-    grade_choice(text, "A", letters="AB", options=["a", "b"])
-    grade_exact(text, "5")
-    grade_schema(text, {"type": "object"})
+    for grade in (
+        grade_numeric(text, "5"),
+        grade_choice(text, "A", letters="AB", options=["a", "b"]),
+        grade_exact(text, "5"),
+        grade_schema(text, {"type": "object"}),
+    ):
+        assert grade.reason
 
 
 def test_boxes_may_be_nested() -> None:
