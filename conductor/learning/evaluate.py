@@ -37,7 +37,6 @@ from onebeat.conductor.learning.splits import (
     sampled,
 )
 from onebeat.conductor.learning.train import judged_of
-from onebeat.conductor.learning.weights import counted
 from onebeat.engine.errors import ConstraintError, InputError
 from onebeat.engine.head import Head
 from onebeat.engine.loading import Precision
@@ -136,7 +135,7 @@ def _sides(
     say: Callable[[str], None],
 ) -> Sides:
     names = [column["name"] for column in description["columns"]]
-    found = counted(read_outcomes(question.files))
+    found = read_outcomes(question.files)
     there = [name for name in names if name in found.models]
     for line in found.report.lines():
         say(line)

@@ -23,7 +23,6 @@ from onebeat.conductor.learning.features import Reading, extract
 from onebeat.conductor.learning.fit import side_by_side
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.splits import MAX_PROMPTS, recorded, sample_prompts
-from onebeat.conductor.learning.weights import counted
 from onebeat.engine.errors import InputError
 from onebeat.engine.head import Head
 
@@ -96,7 +95,7 @@ def judge(
     shared = [name for name in names if name in outcomes.models]
     if len(shared) < 2:
         raise InputError(f"the outcomes name {len(shared)} of the candidate's columns; a comparison needs two.")
-    table = counted(outcomes).with_models([*shared, *lost])
+    table = outcomes.with_models([*shared, *lost])
     table, warnings = _unseen(table, files, {"serving head": current[0], "candidate": proposed[0]})
     chosen = sample_prompts(table.prompts, table.groups, MAX_PROMPTS)
     drawn = f", a seeded sample of {len(table.prompts):,}" if len(chosen) < len(table.prompts) else ""

@@ -35,7 +35,7 @@ from onebeat.conductor.learning.splits import (
     sampled,
     split_prompts,
 )
-from onebeat.conductor.learning.weights import counted, mean_scores
+from onebeat.conductor.learning.weights import mean_scores
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.errors import InputError
 from onebeat.engine.whole_folder import whole_folder
@@ -99,7 +99,7 @@ def train(job: Job, say: Callable[[str], None]) -> Result:
 
 
 def _train(job: Job, tap_sets: Sequence[Sequence[fit.TapName]], folder: Path, say: Callable[[str], None]) -> Result:
-    everything = counted(read_outcomes(job.files, columns=job.columns))
+    everything = read_outcomes(job.files, columns=job.columns)
     outcomes = everything.with_models(job.models or everything.models)
     for line in everything.report.lines():
         say(line)

@@ -141,12 +141,11 @@ def _check(args: argparse.Namespace, names: list[str]) -> None:
 
 def _graded(args: argparse.Namespace) -> Any:
     from onebeat.conductor.learning.sources import read_outcomes
-    from onebeat.conductor.learning.weights import counted
 
     outcomes = read_outcomes(args.outcomes, models=[args.model])
     for line in outcomes.report.lines():
         print(line, file=sys.stderr)
-    outcomes = counted(outcomes.with_models([args.model]))
+    outcomes = outcomes.with_models([args.model])
     return outcomes.select(np.flatnonzero(np.isfinite(outcomes.score[:, 0])))
 
 

@@ -39,7 +39,8 @@ def world(
         for column, name in enumerate(MODELS)
     ]
     table = Gatherer().add_all(records).table().with_models(MODELS)
-    return x, chance, table
+    place = {prompt: row for row, prompt in enumerate(table.prompts)}
+    return x, chance, table.select(np.array([place[f"made-up prompt {row}"] for row in range(prompts)]))
 
 
 def judged(seed: int = 0, prompts: int = 600, *, noise: float = 0.4) -> Judged:
