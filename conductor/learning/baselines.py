@@ -36,9 +36,7 @@ class Single:
 def singles(judged: Judged) -> list[Single]:
     """Every model by itself, dearest first."""
     quality, cost = single_means(judged)
-    held = [
-        Single(name, float(quality[column]), float(cost[column])) for column, name in enumerate(judged.models)
-    ]
+    held = [Single(name, float(quality[column]), float(cost[column])) for column, name in enumerate(judged.models)]
     return sorted(held, key=lambda single: -single.cost_usd)
 
 

@@ -85,7 +85,8 @@ def choose(quality: Doubles, cost_usd: Doubles, tradeoff: float, reference_cost_
 def single_means(judged: Judged) -> tuple[Doubles, Doubles]:
     """[M] mean score and [M] mean cost of each model by itself, over the same prompts as any choice among them."""
     counts = judged.counts
-    return tuple(np.average(table, axis=0, weights=counts) for table in (judged.score, judged.cost_usd))  # type: ignore[return-value]
+    quality, cost = (np.average(table, axis=0, weights=counts) for table in (judged.score, judged.cost_usd))
+    return np.asarray(quality), np.asarray(cost)
 
 
 def reference_cost(cost_usd: Doubles) -> float:

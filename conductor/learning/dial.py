@@ -33,16 +33,10 @@ def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[s
 
     Of fewer than `LEAST_PROMPTS` prompts it has no points, and so no target can be set by it.
     """
-    means, dollars_of = single_means(judged)
-    best = int(np.argmax(means))
-    held = {
-        "best_model": judged.models[best],
-        "best_quality": _round(means[best]),
-        "best_usd_per_thousand": _round(1e3 * dollars_of[best]),
-        "prompts": len(judged.score),
-    }
     if len(judged.score) < LEAST_PROMPTS:
-        return {**held, "points": []}
+        return unsolved(judged)
+    means, _ = single_means(judged)
+    best = int(np.argmax(means))
     positions = _positions(judged, reference_cost_usd)
     rows = np.arange(len(judged.score))
     scores, dollars = [], []
@@ -53,7 +47,7 @@ def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[s
     quality, cost = np.stack(scores), np.stack(dollars)  # [P, n]
     counts, best_score = judged.counts, judged.score[:, best]
     samples = [(s, counts[s]) for s in _samples(len(rows), seed)]
-    share_ends = _ends(np.stack([_mean(quality[:, s], by) / max(_mean(best_score[s], by), 1e-9) for s, by in samples]))
+    share_ends = _ends(np.stack([_share(quality[:, s], best_score[s], by) for s, by in samples]))
     cost_ends = _ends(np.stack([1e3 * _mean(cost[:, s], by) for s, by in samples]))
     level, spent = _mean(quality, counts), _mean(cost, counts)
     points = [
@@ -67,7 +61,20 @@ def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[s
         }
         for index, tradeoff in enumerate(positions)
     ]
-    return {**held, "points": points}
+    return unsolved(judged) | {"points": points}
+
+
+def unsolved(judged: Judged) -> dict[str, object]:
+    """The same without points: what the best single model gives, and nothing promised."""
+    quality, dollars = single_means(judged)
+    best = int(np.argmax(quality))
+    return {
+        "best_model": judged.models[best],
+        "best_quality": _round(quality[best]),
+        "best_usd_per_thousand": _round(1e3 * dollars[best]),
+        "prompts": len(judged.score),
+        "points": [],
+    }
 
 
 def _positions(judged: Judged, reference_cost_usd: float) -> list[float]:
@@ -151,12 +158,12 @@ def check(
     best = judged.score[:, judged.models.index(name)] if name in judged.models else judged.score.max(1)
     counts = judged.counts
     samples = [(s, counts[s]) for s in _samples(len(rows), seed)]
-    shares = np.array([_mean(score[s], by) / max(_mean(best[s], by), 1e-9) for s, by in samples])[:, None]
+    shares = np.array([_share(score[s], best[s], by) for s, by in samples])[:, None]
     costs = np.array([_mean(dollars[s], by) for s, by in samples])[:, None]
     return Check(
         target,
         found,
-        float(_mean(score, counts) / max(_mean(best, counts), 1e-9)),
+        float(_share(score, best, counts)),
         _pair(_ends(shares)[:, 0]),
         float(_mean(dollars, counts)),
         _pair(_ends(costs)[:, 0]),
@@ -171,6 +178,11 @@ def _samples(rows: int, seed: int) -> list[Choices]:
 def _mean(values: Doubles, counts: Doubles) -> Doubles:
     """[..., n] to [...], by weight."""
     return np.asarray(np.average(values, axis=-1, weights=counts))
+
+
+def _share(values: Doubles, best: Doubles, counts: Doubles) -> Doubles:
+    """[..., n] of what the best single model has, [n], by weight."""
+    return _mean(values, counts) / max(float(_mean(best, counts)), 1e-9)
 
 
 def _ends(values: Doubles) -> Doubles:

@@ -212,8 +212,8 @@ def fit_tensors(
     for name in ("quality.weight", "quality.bias", "quality.skip"):
         if name in quality:
             quality[name] = np.ascontiguousarray(quality[name][list(keep)])
-    kept = list(keep)
-    return norm | quality | solve.length_tensors(states, outcomes.output_tokens[:, kept], outcomes.weight[:, kept]), None
+    tokens, weight = outcomes.output_tokens[:, list(keep)], outcomes.weight[:, list(keep)]
+    return norm | quality | solve.length_tensors(states, tokens, weight), None
 
 
 def _sampled_kernel(

@@ -30,7 +30,7 @@ _UNDECODED = re.compile("[\udc80-\udcff]")
 def read_outcomes(
     paths: Collection[Path], *, models: Collection[str] | None = None, columns: Mapping[str, str] | None = None
 ) -> Outcomes:
-    """All outcomes of these files in one table, those of weight 0 not counted. Raises `InputError` for a file of no known
+    """All outcomes of these files in one table; those of weight 0 are none. Raises `InputError` for a file of no known
     kind or without outcomes.
 
     `models` are the only ones taken; `columns` maps a fleet's model names to the columns that score them.

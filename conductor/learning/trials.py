@@ -26,8 +26,8 @@ class Trial:
     recipe: Recipe
     log_loss: float
     between_models: float | None
-    """Mean squared error of the predicted difference between a model and the mean of the others, by weight: what routing
-    uses. None where hardly a prompt was answered by two models."""
+    """Mean squared error of the predicted difference between a model and the mean of the others, by weight: what
+    routing uses. None where hardly a prompt was answered by two models."""
     auc: float | None
     auc_within: float | None
     losses: Floats

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onebeat.conductor.learning.fleet_columns import add_fleet, columns_of
 from onebeat.engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", help="the router's name; default: that of the output folder")
     add("--head-only", action="store_true", help="write router.json and router_head.safetensors, no backbone")
     add("--cache", type=Path, help="folder for features, so that a second run is quick; default: the user's cache")
-    add("--fleet", type=Path, help="fleet.toml whose `scored_as` names the column of each model")
+    add_fleet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from onebeat.engine.hub import router_folder
 
     recipes: tuple[Recipe, ...] = fit.RECIPES
-    fleet = _scored_by_fleet(args.fleet)
+    fleet = columns_of(args.fleet)
     if args.recipe:
         known = (*fit.RECIPES, *fit.NETWORKS)
         recipes = tuple(recipe for recipe in known if recipe.kind in args.recipe)
@@ -125,7 +126,7 @@ def text(result: Result) -> str:
         lines += [f"  {_shown(value):>6}  {name}" for name, value in test["auc_per_model"].items()]
     lines.append(
         f"best single model: {dial['best_model']} at {dial['best_quality']:.3f} for "
-        f"${dial['best_usd_per_thousand']:.3f} per thousand (out of fold)"
+        f"${dial['best_usd_per_thousand']:.3f} per thousand (by {dial['how']})"
     )
     return "\n".join(lines)
 
@@ -139,15 +140,6 @@ def _taps(text: str) -> tuple[TapName, ...]:
     if any(not re.fullmatch("[0-9]{1,4}", layer) or pooling not in ("", "mean", "last") for layer, _, pooling in parts):
         raise InputError(f"--taps is {text!r}; give layers with an optional pooling, such as 20 or 15,17:last,19.")
     return tuple((int(layer), pooling or "mean") for layer, _, pooling in parts)
-
-
-def _scored_by_fleet(path: Path | None) -> dict[str, str]:
-    """Each model of the fleet and the column that scores it. Read before anything long starts."""
-    if path is None:
-        return {}
-    from onebeat.conductor.fleet_file import load_fleet
-
-    return {name: model.scored_as or name for name, model in load_fleet(path).models.items()}
 
 
 def _against_fleet(path: Path | None, fleet: dict[str, str], result: Result) -> list[str]:
