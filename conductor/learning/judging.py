@@ -70,7 +70,9 @@ def ground_of(quality: NDArray[Any], money: Costs, outcomes: Outcomes) -> Ground
         return Ground(judged_of(quality, money, outcomes), "those prompts", found)
     logged = _logged(quality.astype(np.float64), money, outcomes)
     if isinstance(logged, Judged):
-        return Ground(logged, f"doubly robust estimates of {len(logged.score)} prompts, nearly all logged")
+        left = len(outcomes.prompts) - len(logged.score)
+        how = f"doubly robust estimates of {len(logged.score)} prompts, without {left} that were not drawn by chance"
+        return Ground(logged, how)
     there = np.flatnonzero(np.isfinite(outcomes.score).any(1))
     supposed, paid = quality[there].astype(np.float64), money.predicted[there]
     groups = tuple(outcomes.groups[row] for row in there)
