@@ -138,7 +138,8 @@ def _between(logits: Tensor, score: Tensor, weight: Tensor) -> Tensor:
     """Logistic loss of `z_a - z_b` where the scores differ, weighted by how much, averaged over the other models."""
     models = logits.shape[1]
     gap = score[:, :, None] - score[:, None, :]
-    both = weight[:, :, None] * weight[:, None, :]
+    # Of the same dimension as a weight: a prompt whose outcomes weigh 2 counts as two prompts.
+    both = (weight[:, :, None] * weight[:, None, :]).sqrt()
     margins = (logits[:, :, None] - logits[:, None, :]) * gap.sign()
     return (functional.softplus(-margins) * gap.abs() * both).sum() / max(models - 1, 1)
 
