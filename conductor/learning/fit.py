@@ -142,13 +142,20 @@ def check(outcomes: Outcomes) -> None:
             f"{outcomes.models[0]} is the only model with outcomes, so there is nothing to choose; give outcomes of "
             "at least two models."
         )
-    known = np.isfinite(outcomes.score)
-    scores = outcomes.score[known]
+    scores = outcomes.score[np.isfinite(outcomes.score)]
+    if not scores.size:
+        raise InputError(f"the outcomes of all {prompts} prompts have weight 0, so none counts; give some a weight.")
     if scores.min() == scores.max():
         raise InputError(
             f"all {scores.size} scores are {scores[0]:g}: no prompt tells models apart; give outcomes with both "
             "successes and failures."
         )
+
+
+def confounded(outcomes: Outcomes) -> bool:
+    """Whether no source has outcomes of two models: then nothing tells a good model from easy prompts."""
+    known, names = np.isfinite(outcomes.score), np.asarray(outcomes.groups)
+    return not any(known[names == name].any(0).sum() > 1 for name in set(outcomes.groups))
 
 
 def one_class(outcomes: Outcomes) -> list[str]:

@@ -89,7 +89,7 @@ def _logged(quality: Doubles, money: Costs, outcomes: Outcomes) -> Judged | str:
     drawn = known & (outcomes.propensity > 0) & (outcomes.propensity < 1)
     rows = np.flatnonzero((drawn.any(1) & (known.sum(1) == 1)) | known.all(1))
     if len(rows) < LEAST_PROMPTS:
-        return f"{len(rows)} have those, or one score that was drawn by chance with its propensity"
+        return f"{len(rows)} have that, or one score with the propensity by which it was drawn"
     table, known = outcomes.select(rows), known[rows]
     propensity = np.where(known.all(1, keepdims=True), 1.0, table.propensity)
     inverse = np.where(known, np.minimum(1.0 / np.where(known, propensity, 1.0), LARGEST_WEIGHT), 0.0)

@@ -272,6 +272,11 @@ def _side(features: Features, taps: Sequence[fit.TapName], rows: np.ndarray[Any,
 
 def _warnings(outcomes: Outcomes, features: Features, most: int) -> list[str]:
     warnings = [f"{name}: its column predicts a constant" for name in fit.one_class(outcomes)]
+    if fit.confounded(outcomes):
+        warnings.append(
+            "no source has outcomes of two models, so a good model cannot be told from easy prompts; do not rely on "
+            "this head before it is judged on prompts that several models answered"
+        )
     if features.refused:
         row, why = next(iter(features.refused.items()))
         warnings.append(f"{len(features.refused)} prompts cannot be read and are left out (first, prompt {row}: {why})")
