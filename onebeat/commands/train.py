@@ -23,6 +23,10 @@ EXAMPLE = """example:
 Each outcome is {"prompt": ..., "model": ..., "score": 0..1} with, where known, input_tokens, output_tokens,
 cost_usd, latency_ms, group, time, weight. prices.json maps each model to its list price:
   {"gpt-4o": {"input_usd_per_million": 2.5, "output_usd_per_million": 10}}
+
+One model's answer a prompt is enough for a head. A dial needs 30 prompts that every model answered, or a log that drew
+its models by chance, with their propensities. The head keeps hashes of the prompts it was fitted on: who has a prompt,
+or can guess it, can tell.
 """
 
 
