@@ -222,9 +222,8 @@ def _paired(before: _Predicted, after: _Predicted, table: Outcomes, complete: np
             chosen = _choices(predicted, tradeoff, reference)[rows]
             reward = tradeoff * table.score[rows, chosen] - (1 - tradeoff) * spent[rows, chosen] / reference
             gains += sign * reward / len(TRADEOFFS)
-    half = 1.96 * float(gains.std(ddof=1)) / len(gains) ** 0.5
-    mean = float(gains.mean())
-    return Verdict(len(rows), "every model's answer is known", mean, mean - half, mean + half)
+    gain = off_policy.mean_of(gains, table.weight[rows].mean(1).astype(np.float64))
+    return Verdict(len(rows), "every model's answer is known", gain.value, gain.low, gain.high)
 
 
 def _from_log(before: _Predicted, after: _Predicted, table: Outcomes) -> Verdict:
@@ -249,7 +248,8 @@ def _from_log(before: _Predicted, after: _Predicted, table: Outcomes) -> Verdict
         reward = tradeoff * score - paid[place, choice]
         span = tradeoff + np.abs(paid[place, second] - paid[place, first])
         dial.append(off_policy.Rivals(first, second, reward, tradeoff * quality - paid, span))
-    found = off_policy.difference(choice, table.propensity[rows, choice].astype(np.float64), dial)
+    propensity, weight = (values[rows, choice].astype(np.float64) for values in (table.propensity, table.weight))
+    found = off_policy.difference(choice, propensity, dial, weight)
     how = (
         f"doubly robust from the log; the heads choose differently on {found.differing}, and the log speaks for "
         f"{found.effective_prompts:.0f} of those"

@@ -97,13 +97,14 @@ def _onboard(
     found = onboard.combine(
         quality[:, others],
         outcomes.score[:, 0],
+        weight=outcomes.weight[:, 0],
         pool_quality=reach[0][:, others],
         predecessor=None if predecessor is None else others.index(predecessor),
         seed=args.seed,
     )
     wide = onboard.widen(found, others, len(names))
     wanted = onboard.predict(wide, reach[0])
-    like, ratio = _length(outcomes.output_tokens[:, 0], tokens, predecessor)
+    like, ratio = _length(outcomes.output_tokens[:, 0], outcomes.weight[:, 0], tokens, predecessor)
     column = _column(args, found, outcomes, tokens[:, like] * ratio)
     table = np.concatenate([reach[1], wanted[:, None]], axis=1)
     updated, added = onboard.add_column(description, tensors, table, wide, column, ratio, like)
@@ -206,7 +207,7 @@ def _predict(
     return *head.score_in_bulk(states)[:1], head.uncalibrated(states)[0], head.score_in_bulk(states)[1]
 
 
-def _length(actual: Any, predicted: Any, predecessor: int | None) -> tuple[int, float]:
+def _length(actual: Any, weight: Any, predicted: Any, predecessor: int | None) -> tuple[int, float]:
     """The column whose answer lengths the new model's resemble most, and by what factor they differ."""
     known = np.isfinite(actual)
     if known.sum() < 5:
@@ -214,7 +215,7 @@ def _length(actual: Any, predicted: Any, predecessor: int | None) -> tuple[int, 
     logs, others = np.log(np.maximum(actual[known], 1.0)), np.log(np.maximum(predicted[known], 1.0))
     gaps = (others - logs[:, None]).std(0)
     like = predecessor if predecessor is not None else int(np.argmin(gaps))
-    return like, float(actual[known].sum() / predicted[known, like].sum())
+    return like, float(weight[known] @ actual[known] / (weight[known] @ predicted[known, like]))
 
 
 def _column(args: argparse.Namespace, found: Any, outcomes: Any, tokens: Any) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from onebeat.conductor.learning.costs import Costs
 from onebeat.conductor.learning.curves import single_means, trace
 from onebeat.conductor.learning.judging import ground_of, means_over_all, summary
 from onebeat.conductor.learning.kernel import impute
+from onebeat.conductor.learning.off_policy import mean_of
+from onebeat.conductor.learning.onboard import combine
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.solve import Recipe, length_tensors, quality_tensors
 from onebeat.conductor.learning.sources import read_outcomes
@@ -135,3 +137,32 @@ def test_in_calibration() -> None:
     weight = np.where(score > 0, 3.0, 1.0)
     heavy, plain = calibration(logits, score, weight), calibration(logits, score)
     assert heavy is not None and plain is not None and heavy != plain
+
+
+def test_in_a_new_models_column() -> None:
+    random = np.random.default_rng(1)
+    quality = random.uniform(0.1, 0.9, size=(120, 3)).astype(np.float32)
+    # Half of the grades say that the new model is like the first column, half that it is the opposite.
+    like = random.uniform(size=120) < quality[:, 0]
+    score = np.where(np.arange(120) < 60, like, ~like).astype(np.float32)
+    slopes = []
+    for heavy in (slice(0, 60), slice(60, 120)):
+        weight = np.full(120, 0.05, np.float32)
+        weight[heavy] = 3.0
+        slopes.append(float(combine(quality, score, weight=weight).weights[0]))
+    assert slopes[0] > 0.3 > slopes[1]
+    assert combine(quality, score, weight=np.ones(120, np.float32)).weights == pytest.approx(
+        combine(quality, score).weights
+    )
+
+
+def test_in_what_a_candidate_gains() -> None:
+    gains, times = np.array([0.0, 1.0, -0.5, 2.0]), np.array([1.0, 2.0, 3.0, 1.0])
+    weighed, repeated = mean_of(gains, times), mean_of(np.repeat(gains, times.astype(int)))
+    assert weighed.value == pytest.approx(repeated.value)
+    # What is heavy is not seen more often for that: the interval is no narrower than that of the prompts there are.
+    assert weighed.high - weighed.low > repeated.high - repeated.low
+    plain = mean_of(gains, np.full(4, 7.0))
+    assert plain.high - plain.value == pytest.approx(1.96 * gains.std(ddof=1) / 2)
+    assert (plain.value, plain.low) == pytest.approx((mean_of(gains).value, mean_of(gains).low))
+    assert mean_of(gains[:1]).high == float("inf")
