@@ -61,11 +61,14 @@ class Difference:
     """Of those, how many the log can speak for."""
 
 
-def difference(choice: NDArray[np.int64], propensity: Doubles, dial: Sequence[Rivals]) -> Difference:
+def difference(
+    choice: NDArray[np.int64], propensity: Doubles, dial: Sequence[Rivals], weight: Doubles | None = None
+) -> Difference:
     """The paired, doubly robust difference of two policies on one log, averaged over positions of the dial.
 
-    Where the two differ and the log chose with certainty, the interval is as wide as such prompts allow, whatever the
-    model says; so it is everywhere where the log speaks for fewer than `LEAST_EFFECTIVE` of the prompts that differ.
+    `weight` [n]: how much each prompt counts. Where the two differ and the log chose with certainty, the interval is as
+    wide as such prompts allow, whatever the model says; so it is everywhere where the log speaks for fewer than
+    `LEAST_EFFECTIVE` of the prompts that differ.
     Raises `InputError` for a log without propensities in range, or one that is blind on more than half of its prompts.
     """
     if not ((propensity > 0) & (propensity <= 1)).all():
@@ -91,12 +94,17 @@ def difference(choice: NDArray[np.int64], propensity: Doubles, dial: Sequence[Ri
         )
     effective = float(weights.sum() ** 2 / max(np.square(weights).sum(), 1e-12))
     unseen = differs if effective < LEAST_EFFECTIVE else blind
-    gain, widest = _mean(gains), float(np.where(unseen, span, 0.0).mean())
+    gain, widest = mean_of(gains, weight), mean_of(np.where(unseen, span, 0.0), weight).value
     gain = Estimate(gain.value, gain.low - widest, gain.high + widest)
     return Difference(gain, int(differs.sum()), effective)
 
 
-def _mean(values: Doubles) -> Estimate:
-    value = float(values.mean())
-    half = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("inf")
+def mean_of(values: Doubles, weight: Doubles | None = None) -> Estimate:
+    """The mean of [n] by weight, with the interval that their spread gives; without end for a single one."""
+    counts = np.ones(len(values)) if weight is None else weight
+    value = float(np.average(values, weights=counts))
+    if len(values) < 2:
+        return Estimate(value, float("-inf"), float("inf"))
+    error = float(np.square(counts * (values - value)).sum() * len(values) / (len(values) - 1)) ** 0.5
+    half = 1.96 * error / float(counts.sum())
     return Estimate(value, value - half, value + half)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebeat.conductor.learning.calibrate import log_odds, penalised_logistic
+from onebeat.conductor.learning.calibrate import log_loss, log_odds, penalised_logistic
 from onebeat.engine.errors import InputError
 
 Doubles = NDArray[np.float64]
@@ -86,9 +86,15 @@ def choose_prompts(quality: Floats, count: int, *, seed: int = 0) -> NDArray[np.
 
 
 def combine(
-    quality: Floats, score: Floats, *, pool_quality: Floats | None = None, predecessor: int | None = None, seed: int = 0
+    quality: Floats,
+    score: Floats,
+    *,
+    weight: Floats | None = None,
+    pool_quality: Floats | None = None,
+    predecessor: int | None = None,
+    seed: int = 0,
 ) -> Combination:
-    """Fits the new column from the known columns' predictions [n, M] and the new model's scores [n].
+    """Fits the new column from the known columns' predictions [n, M] and the new model's scores [n], by weight [n].
 
     `pool_quality` [k, M] are predictions for ungraded prompts, over which the mean quality is stated; the graded ones
     by default. Raises `InputError` for too few prompts or scores that are not in 0..1.
@@ -99,19 +105,20 @@ def combine(
         raise InputError("scores for onboarding must all be numbers from 0 to 1.")
     design, target = _design(quality), score.astype(np.float64)
     prior = _prior(quality.shape[1], predecessor)
-    losses = [_left_out_loss(design, target, prior, ridge) for ridge in RIDGES]
+    counts = np.ones(len(target)) if weight is None else weight.astype(np.float64)
+    losses = [_left_out_loss(design, target, counts, prior, ridge) for ridge in RIDGES]
     ridge = float(RIDGES[int(np.argmin(losses))])
-    weights = _fit(design, target, prior, ridge)
+    weights = _fit(design, target, counts, prior, ridge)
     pool = _design(quality if pool_quality is None else pool_quality)
     random = np.random.default_rng(seed)
     draws = np.empty((BOOTSTRAPS, len(pool)))
     for draw in range(BOOTSTRAPS):
         rows = random.integers(0, len(target), len(target))
-        draws[draw] = _logistic(pool @ _fit(design[rows], target[rows], prior, ridge))
-    supposed = _posterior(design, weights, ridge, random)
+        draws[draw] = _logistic(pool @ _fit(design[rows], target[rows], counts[rows], prior, ridge))
+    supposed = _posterior(design, counts, weights, ridge, random)
     (low, high), ends = _ends(draws, _logistic(pool @ supposed.T).T)
     # A constant that has not seen the prompt it is judged on, with Jeffreys' half an outcome of either kind.
-    mean = (target.sum() - target + 0.5) / len(target)
+    mean = (counts @ target - counts * target + 0.5) / (counts.sum() - counts + 1.0)
     return Combination(
         float(weights[0]),
         weights[1:],
@@ -121,17 +128,19 @@ def combine(
         (float(low), float(high)),
         float((ends[1] - ends[0]).mean()),
         float(min(losses)),
-        float(-(target * np.log(mean) + (1 - target) * np.log(1 - mean)).mean()),
+        log_loss(mean, target, counts),
     )
 
 
-def _posterior(design: Doubles, weights: Doubles, ridge: float, random: np.random.Generator) -> Doubles:
+def _posterior(
+    design: Doubles, counts: Doubles, weights: Doubles, ridge: float, random: np.random.Generator
+) -> Doubles:
     """[BOOTSTRAPS, M + 1] draws of the weights around the fit, by its curvature (Laplace).
 
     Grades that all agree look the same however they are resampled; the curvature still knows how few they are.
     """
     chance = _logistic(design @ weights)
-    information = (design * (chance * (1 - chance))[:, None]).T @ design + np.diag(_penalty(design, ridge))
+    information = (design * (counts * chance * (1 - chance))[:, None]).T @ design + np.diag(_penalty(design, ridge))
     return random.multivariate_normal(weights, np.linalg.inv(information), BOOTSTRAPS)
 
 
@@ -235,9 +244,9 @@ def _logistic(x: Doubles) -> Doubles:
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -30, 30))))
 
 
-def _fit(design: Doubles, target: Doubles, prior: Doubles, ridge: float) -> Doubles:
+def _fit(design: Doubles, target: Doubles, counts: Doubles, prior: Doubles, ridge: float) -> Doubles:
     """The intercept is hardly penalised."""
-    return penalised_logistic(design, target, prior, _penalty(design, ridge))
+    return penalised_logistic(design, target, prior, _penalty(design, ridge), counts)
 
 
 def _penalty(design: Doubles, ridge: float) -> Doubles:
@@ -246,16 +255,16 @@ def _penalty(design: Doubles, ridge: float) -> Doubles:
     return penalty
 
 
-def _left_out_loss(design: Doubles, target: Doubles, prior: Doubles, ridge: float) -> float:
+def _left_out_loss(design: Doubles, target: Doubles, counts: Doubles, prior: Doubles, ridge: float) -> float:
     """Log loss over leave-one-out predictions, to first order (one Newton step back from the fit on all)."""
-    beta = _fit(design, target, prior, ridge)
+    beta = _fit(design, target, counts, prior, ridge)
     predicted = _logistic(design @ beta)
-    information = predicted * (1 - predicted) + 1e-6
+    information = counts * predicted * (1 - predicted) + 1e-6
     inverse = np.linalg.inv((design * information[:, None]).T @ design + np.diag(_penalty(design, ridge)))
     leverage = np.einsum("nk,kl,nl->n", design, inverse, design)
-    shift = leverage * (predicted - target) / np.maximum(1.0 - information * leverage, 1e-3)
+    shift = leverage * counts * (predicted - target) / np.maximum(1.0 - information * leverage, 1e-3)
     left_out = np.clip(_logistic(design @ beta + shift), 1e-4, 1 - 1e-4)
-    return float(-(target * np.log(left_out) + (1 - target) * np.log(1 - left_out)).mean())
+    return log_loss(left_out, target, counts)
 
 
 def shown(combination: Combination, names: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onebeat.conductor.learning.fleet_columns import add_fleet, columns_of
 from onebeat.engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ EXAMPLE = """example:
 Each outcome is {"prompt": ..., "model": ..., "score": 0..1} with, where known, input_tokens, output_tokens,
 cost_usd, latency_ms, group, time, weight. prices.json maps each model to its list price:
   {"gpt-4o": {"input_usd_per_million": 2.5, "output_usd_per_million": 10}}
+
+One model's answer a prompt is enough for a head. A dial needs 30 prompts that every model answered, or a log that drew
+its models by chance, with their propensities. The head keeps hashes of the prompts it was fitted on: who has a prompt,
+or can guess it, can tell.
 """
 
 
@@ -55,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", help="the router's name; default: that of the output folder")
     add("--head-only", action="store_true", help="write router.json and router_head.safetensors, no backbone")
     add("--cache", type=Path, help="folder for features, so that a second run is quick; default: the user's cache")
-    add("--fleet", type=Path, help="fleet.toml whose `scored_as` names the column of each model")
+    add_fleet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from onebeat.engine.hub import router_folder
 
     recipes: tuple[Recipe, ...] = fit.RECIPES
-    fleet = _scored_by_fleet(args.fleet)
+    fleet = columns_of(args.fleet)
     if args.recipe:
         known = (*fit.RECIPES, *fit.NETWORKS)
         recipes = tuple(recipe for recipe in known if recipe.kind in args.recipe)
@@ -125,7 +130,7 @@ def text(result: Result) -> str:
         lines += [f"  {_shown(value):>6}  {name}" for name, value in test["auc_per_model"].items()]
     lines.append(
         f"best single model: {dial['best_model']} at {dial['best_quality']:.3f} for "
-        f"${dial['best_usd_per_thousand']:.3f} per thousand (out of fold)"
+        f"${dial['best_usd_per_thousand']:.3f} per thousand (by {dial['how']})"
     )
     return "\n".join(lines)
 
@@ -139,15 +144,6 @@ def _taps(text: str) -> tuple[TapName, ...]:
     if any(not re.fullmatch("[0-9]{1,4}", layer) or pooling not in ("", "mean", "last") for layer, _, pooling in parts):
         raise InputError(f"--taps is {text!r}; give layers with an optional pooling, such as 20 or 15,17:last,19.")
     return tuple((int(layer), pooling or "mean") for layer, _, pooling in parts)
-
-
-def _scored_by_fleet(path: Path | None) -> dict[str, str]:
-    """Each model of the fleet and the column that scores it. Read before anything long starts."""
-    if path is None:
-        return {}
-    from onebeat.conductor.fleet_file import load_fleet
-
-    return {name: model.scored_as or name for name, model in load_fleet(path).models.items()}
 
 
 def _against_fleet(path: Path | None, fleet: dict[str, str], result: Result) -> list[str]:

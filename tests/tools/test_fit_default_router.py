@@ -54,10 +54,11 @@ def test_the_head_that_it_writes_is_served_with_the_columns_that_ship(tmp_path: 
     description, _ = read_head(output)
     fitted = description["fitted"]
     assert fitted["prompts"] == 120
-    assert fitted["test"]["prompts"] == 24
+    assert fitted["test"]["prompts"] == 36 and fitted["test"]["prompts_without_every_score"] == 12
+    assert len(fitted["prompt_hashes"]) == 4 * 120 * 8 // 3
     assert fitted["split"]["test_side_fitted_on"]
     assert fitted["notes"] == list(tool.NOTES)
-    assert any("held out (24 prompts)" in line for line in lines)
+    assert any("held out (36 prompts)" in line for line in lines)
     shipped = json.loads(PACKAGED_HEAD.joinpath("router.json").read_text())
     link_backbone(tmp_path / "backbone", output)
     router = Router.from_pretrained(output)
