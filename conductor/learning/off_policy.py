@@ -1,7 +1,7 @@
-"""Whether another head would have earned more on logged traffic, from decisions logged with their propensities.
+"""What another policy would have earned on logged traffic, from decisions logged with their propensities.
 
-Enters: logged choices with propensities and rewards, what either head would choose, a reward model. Leaves: their
-difference. Knows no files.
+Enters: logged choices with propensities and rewards, what one policy or two would choose, a reward model. Leaves: the
+value of one, or the difference of two. Knows no files.
 
 Inverse propensity (Horvitz and Thompson 1952) weighs each logged reward by whether a policy would have chosen the same,
 over the probability with which it was chosen. Doubly robust (Dudik, Langford and Li, arXiv 1103.4601) starts from the
@@ -68,8 +68,7 @@ def difference(choice: NDArray[np.int64], propensity: Doubles, dial: Sequence[Ri
     model says; so it is everywhere where the log speaks for fewer than `LEAST_EFFECTIVE` of the prompts that differ.
     Raises `InputError` for a log without propensities in range, or one that is blind on more than half of its prompts.
     """
-    if not ((propensity > 0) & (propensity <= 1)).all():
-        raise InputError("a logged propensity is not above 0 and at most 1; log decisions with their probabilities.")
+    _check(propensity)
     rows = np.arange(len(choice))
     gains, span, weights = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows))
     differs = np.zeros(len(rows), bool)
@@ -94,6 +93,62 @@ def difference(choice: NDArray[np.int64], propensity: Doubles, dial: Sequence[Ri
     gain, widest = _mean(gains), float(np.where(unseen, span, 0.0).mean())
     gain = Estimate(gain.value, gain.low - widest, gain.high + widest)
     return Difference(gain, int(differs.sum()), effective)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a policy would have earned a prompt."""
+
+    inverse_propensity: Estimate
+    doubly_robust: Estimate
+    agreeing: int
+    """Prompts on which the log chose as the policy would."""
+    effective_prompts: float
+    """How many prompts those are worth, by their weights."""
+    blind: float
+    """The share of prompts of which the log can say nothing: it chose otherwise, and with certainty."""
+
+
+def value(
+    choice: NDArray[np.int64],
+    propensity: Doubles,
+    reward: Doubles,
+    modelled: Doubles,
+    wanted: NDArray[np.int64],
+    span: tuple[float, float] | None = None,
+) -> Value:
+    """The mean reward of a policy that would have chosen `wanted` [n], from one log, by both estimators.
+
+    `modelled` is [n, M] predicted rewards. Within `span`, the least and the most that a reward can be, an interval is
+    widened by what the blind prompts leave open; by all that the log did not choose, where it speaks for fewer than
+    `LEAST_EFFECTIVE` prompts. Raises `InputError` for a log without propensities in range.
+    """
+    _check(propensity)
+    rows = np.arange(len(choice))
+    agrees = choice == wanted
+    weight = np.where(agrees, np.minimum(1.0 / propensity, LARGEST_WEIGHT), 0.0)
+    forecast = modelled[rows, wanted]
+    effective = float(weight.sum() ** 2 / max(np.square(weight).sum(), 1e-12))
+    blind = ~agrees & (propensity >= 1.0)
+    inverse, robust = _mean(weight * reward), _mean(forecast + weight * (reward - modelled[rows, choice]))
+    if span is not None:
+        unseen = ~agrees if effective < LEAST_EFFECTIVE else blind
+        # Where nothing was seen, the one estimator has counted 0 and the other the forecast.
+        inverse = _widened(inverse, np.where(unseen, 0.0, np.nan), span)
+        robust = _widened(robust, np.where(unseen, forecast, np.nan), span)
+    return Value(inverse, robust, int(agrees.sum()), effective, float(blind.mean()))
+
+
+def _widened(estimate: Estimate, counted: Doubles, span: tuple[float, float]) -> Estimate:
+    """With the prompts that `counted` names, NaN elsewhere, anywhere in the span instead; never beyond it."""
+    down, up = (float(np.nan_to_num(counted - span[0]).mean()), float(np.nan_to_num(span[1] - counted).mean()))
+    low, high = estimate.low - max(down, 0.0), estimate.high + max(up, 0.0)
+    return Estimate(estimate.value, float(np.clip(low, *span)), float(np.clip(high, *span)))
+
+
+def _check(propensity: Doubles) -> None:
+    if not ((propensity > 0) & (propensity <= 1)).all():
+        raise InputError("a logged propensity is not above 0 and at most 1; log decisions with their probabilities.")
 
 
 def _mean(values: Doubles) -> Estimate:

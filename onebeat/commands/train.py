@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fits, writes the router and prints how good it is."""
+    from onebeat.conductor.fleet_file import columns_of
     from onebeat.conductor.learning import fit
     from onebeat.conductor.learning.costs import read_prices
     from onebeat.conductor.learning.solve import Recipe
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from onebeat.engine.hub import router_folder
 
     recipes: tuple[Recipe, ...] = fit.RECIPES
-    fleet = _scored_by_fleet(args.fleet)
+    fleet = columns_of(args.fleet)  # Before anything long starts.
     if args.recipe:
         known = (*fit.RECIPES, *fit.NETWORKS)
         recipes = tuple(recipe for recipe in known if recipe.kind in args.recipe)
@@ -139,15 +140,6 @@ def _taps(text: str) -> tuple[TapName, ...]:
     if any(not re.fullmatch("[0-9]{1,4}", layer) or pooling not in ("", "mean", "last") for layer, _, pooling in parts):
         raise InputError(f"--taps is {text!r}; give layers with an optional pooling, such as 20 or 15,17:last,19.")
     return tuple((int(layer), pooling or "mean") for layer, _, pooling in parts)
-
-
-def _scored_by_fleet(path: Path | None) -> dict[str, str]:
-    """Each model of the fleet and the column that scores it. Read before anything long starts."""
-    if path is None:
-        return {}
-    from onebeat.conductor.fleet_file import load_fleet
-
-    return {name: model.scored_as or name for name, model in load_fleet(path).models.items()}
 
 
 def _against_fleet(path: Path | None, fleet: dict[str, str], result: Result) -> list[str]:
