@@ -19,7 +19,10 @@ TENTHS = np.linspace(0.0, 1.0, 11)
 
 
 def values(outcomes: Outcomes, quality: Doubles, money: Costs, reference_cost_usd: float) -> dict[str, Any] | None:
-    """None where no prompt has one score with its propensity; prompts with several are not taken for a log."""
+    """None where no prompt has one score with its propensity, or there is one model; prompts with several scores are
+    not taken for a log."""
+    if len(outcomes.models) < 2:
+        return None
     known = np.isfinite(outcomes.score)
     with_propensity = known & np.isfinite(outcomes.propensity)
     rows = np.flatnonzero((known.sum(1) == 1) & (with_propensity.sum(1) == 1))
@@ -30,10 +33,11 @@ def values(outcomes: Outcomes, quality: Doubles, money: Costs, reference_cost_us
     score = outcomes.score[rows, choice].astype(np.float64)
     predicted = money.predicted[rows]
     paid = money.actual[rows, choice]
-    place = []
+    place, fit = [], True
     for tradeoff in TENTHS:
         wanted = choose(quality[rows], predicted, float(tradeoff), reference_cost_usd)
         earned = off_policy.value(choice, propensity, score, quality[rows], wanted, (0.0, 1.0))
+        fit &= off_policy.propensities_fit(choice, propensity, wanted)
         spent = off_policy.value(choice, propensity, paid, predicted, wanted).doubly_robust
         place.append(
             {
@@ -48,12 +52,13 @@ def values(outcomes: Outcomes, quality: Doubles, money: Costs, reference_cost_us
         )
     return {
         "prompts": len(rows),
+        "propensities_fit": fit,
         "as_logged": {"quality": float(score.mean()), "usd_per_thousand": 1e3 * float(paid.mean())},
         "tradeoffs": place,
     }
 
 
 def _told(estimate: off_policy.Estimate, scale: float = 1.0) -> dict[str, Any]:
-    """The interval is None for a single prompt."""
+    """The interval is None where it has no end: a cost of a single prompt."""
     ends = [scale * estimate.low, scale * estimate.high]
     return {"value": scale * estimate.value, "interval": ends if np.isfinite(ends).all() else None}

@@ -21,6 +21,8 @@ from onebeat.engine.errors import InputError
 
 Doubles = NDArray[np.float64]
 LARGEST_WEIGHT = 50.0
+DOUBTFUL = 4.0
+"""Standard errors from which propensities are said not to be those of the choices: one honest log in 10,000."""
 LEAST_EFFECTIVE = 30.0
 """Below this effective number of prompts that a log speaks for, what it says of them is noise."""
 
@@ -139,11 +141,22 @@ def value(
     return Value(inverse, robust, int(agrees.sum()), effective, float(blind.mean()))
 
 
+def propensities_fit(choice: NDArray[np.int64], propensity: Doubles, wanted: NDArray[np.int64]) -> bool:
+    """Whether the log's choices come as often as its propensities say, within `DOUBTFUL` standard errors.
+
+    Weights are 1 on average, but for the blind prompts, where they are 0 and could be nothing else.
+    """
+    agrees = choice == wanted
+    weight = np.where(agrees, 1.0 / propensity, (propensity >= 1.0).astype(np.float64))
+    spread = float(weight.std()) / len(weight) ** 0.5
+    return abs(float(weight.mean()) - 1.0) <= DOUBTFUL * max(spread, 1.0 / len(weight))
+
+
 def _widened(estimate: Estimate, counted: Doubles, span: tuple[float, float]) -> Estimate:
-    """With the prompts that `counted` names, NaN elsewhere, anywhere in the span instead; never beyond it."""
+    """With the prompts that `counted` names, NaN elsewhere, anywhere in the span instead; no wider than the span."""
     down, up = (float(np.nan_to_num(counted - span[0]).mean()), float(np.nan_to_num(span[1] - counted).mean()))
     low, high = estimate.low - max(down, 0.0), estimate.high + max(up, 0.0)
-    return Estimate(estimate.value, float(np.clip(low, *span)), float(np.clip(high, *span)))
+    return Estimate(estimate.value, min(max(low, span[0]), estimate.value), max(min(high, span[1]), estimate.value))
 
 
 def _check(propensity: Doubles) -> None:

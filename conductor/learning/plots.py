@@ -112,13 +112,16 @@ def lines(
 def _traced(across: Axis, up: Axis, x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
     """Points in the order of x. What lies between two is a mix of both, which is a curve on a logarithmic axis."""
     ordered = sorted(zip(x, y, strict=True))
+    if not across.logarithmic:
+        return [_place(across, up, *point) for point in ordered]
     placed = [_place(across, up, *ordered[0])]
     for (x0, y0), (x1, y1) in pairwise(ordered):
-        steps = max(1, round(STEPS * abs(across.at(x1) - across.at(x0)))) if across.logarithmic else 1
+        start, end = max(x0, across.low), max(x1, across.low)
+        steps = max(1, round(STEPS * (across.at(x1) - across.at(x0))))
         for step in range(1, steps + 1):
-            along = (max(x1, across.low) / max(x0, across.low)) ** (step / steps) * max(x0, across.low)
-            share = (along - x0) / (x1 - x0) if steps > 1 else 1.0
-            placed.append(_place(across, up, along if steps > 1 else x1, y0 + share * (y1 - y0)))
+            along = x1 if step == steps else start * (end / start) ** (step / steps)
+            share = (along - x0) / (x1 - x0) if x1 > x0 else 1.0
+            placed.append(_place(across, up, along, y0 + share * (y1 - y0)))
     return placed
 
 
@@ -139,7 +142,10 @@ def _dots(dots: Sequence[tuple[str, float, float]], across: Axis, up: Axis) -> l
         taken.append((start, start + wide, row))
         parts.append(
             f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4.5" fill="var(--ink)"><title>{_text(name)}</title></circle>'
-            + _label(px + 8 if right else px - 8, row + 4, name, "start" if right else "end", "by")
+            + "".join(
+                _label(px + 8 if right else px - 8, row + 4, name, "start" if right else "end", kind)
+                for kind in ("halo", "")
+            )
         )
     return parts
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebeat.conductor.learning import metrics
-from onebeat.conductor.learning.resample import Resamples, auc_resampled, calibration_resampled, interval
+from onebeat.conductor.learning.resample import Resamples, auc_resampled, calibration_resampled, interval, spread_around
 
 
 def figures(
@@ -26,6 +26,7 @@ def figures(
     """AUC, calibration and means, with intervals over resampled prompts. There is at least one known score."""
     known = np.isfinite(score)
     per_model = metrics.auc_per_model(quality, score)
+    off = metrics.calibration_error(quality, score)
     return {
         "prompts": int(known.any(1).sum()),
         "cells": int(known.sum()),
@@ -35,8 +36,8 @@ def figures(
         "auc_within_source_interval": interval(auc_resampled(quality, score, groups, resamples)),
         "auc_pooled": metrics.auc(quality, score),
         "auc_per_model": dict(zip(models, per_model, strict=True)),
-        "calibration_error": metrics.calibration_error(quality, score),
-        "calibration_error_interval": interval(calibration_resampled(quality, score, resamples)),
+        "calibration_error": off,
+        "calibration_error_interval": spread_around(off, calibration_resampled(quality, score, resamples)),
         "per_model": [
             {
                 "name": name,

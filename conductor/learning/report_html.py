@@ -25,7 +25,7 @@ td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px soli
 th { font-weight: 600 } tbody th { font-weight: 400 } li { background: var(--warn); padding: 0 .4rem }
 svg { width: 100%; height: auto } svg text { fill: var(--ink); font: 12px system-ui, sans-serif }
 svg text.on { fill: #ffffff; font-weight: 600 }
-svg text.by { paint-order: stroke; stroke: var(--paper); stroke-width: 4px }
+svg text.halo { fill: none; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round }
 pre { overflow-x: auto; font-size: 12px }
 """
 

@@ -155,6 +155,8 @@ def _logged(held: Mapping[str, Any]) -> list[str]:
             f"{figure(inverse['value'], inverse['interval']):>26}{figure(usd['value'], usd['interval']):>28}"
             f"{row['effective_prompts']:12.0f}{100 * row['blind']:6.0f} %"
         )
+    if not held["propensities_fit"]:
+        rows.append("WARNING: the log's choices do not come as often as its propensities say; trust neither estimate")
     return rows
 
 

@@ -186,6 +186,15 @@ def interval(values: Doubles) -> list[float] | None:
     return [float(low), float(high)]
 
 
+def spread_around(figure: float, values: Doubles) -> list[float] | None:
+    """As `interval`, around the figure, and not below 0: for one that resampling itself raises, as a sum of gaps."""
+    ends = interval(values)
+    if ends is None:
+        return None
+    excess = float(np.nanmean(values)) - figure
+    return [max(0.0, min(ends[0] - excess, figure)), max(ends[1] - excess, figure)]
+
+
 def reached_interval(values: Doubles) -> list[float | None] | None:
     """The same where a figure may be infinite, "never": an end that is, is None. By nearest rank; NaN is undefined."""
     known = values[~np.isnan(values)]
