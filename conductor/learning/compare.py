@@ -146,8 +146,8 @@ def pair(judged: Judged, strong: int, weak: int, resamples: Resamples) -> dict[s
     """
     advantage = judged.quality[:, strong] - judged.quality[:, weak]
     low, high = judged.score[:, weak], judged.score[:, strong]
-    held: dict[str, Any] = {**metrics.routellm(advantage, low, high), "pgr": None, "intervals": {}}
     found = metrics.pgr(advantage, low, high)
+    held: dict[str, Any] = {**metrics.routellm_of(found), "pgr": None, "intervals": {}}
     if found is None:
         return held
     held["pgr"] = {"share_of_strong_calls": _rounded(found[0]), "pgr": _rounded(found[1])}
@@ -156,11 +156,11 @@ def pair(judged: Judged, strong: int, weak: int, resamples: Resamples) -> dict[s
     for counts in resamples.blocks():
         for drawn in counts:
             rows = np.repeat(np.arange(len(drawn)), drawn.astype(np.int64))
-            one = metrics.routellm(advantage[rows], low[rows], high[rows])
+            curve = metrics.pgr(advantage[rows], low[rows], high[rows])
+            one = metrics.routellm_of(curve)
             again["apgr"].append(np.nan if one["apgr"] is None else one["apgr"])
             for name in ("cpt50", "cpt80"):
                 again[name].append(np.inf if (share := one[name]) is None else share)
-            curve = metrics.pgr(advantage[rows], low[rows], high[rows])
             recovered.append(np.full(len(found[1]), np.nan) if curve is None else np.interp(found[0], *curve))
     if not recovered:
         return held

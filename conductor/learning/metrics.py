@@ -114,7 +114,11 @@ def routellm(
 
     The last of its points sends every prompt to the strong model, so that every share of a gap is reached.
     """
-    found = pgr(advantage, weak, strong, points)
+    return routellm_of(pgr(advantage, weak, strong, points))
+
+
+def routellm_of(found: tuple[Doubles, Doubles] | None) -> dict[str, float | None]:
+    """The same from a curve of `pgr`."""
     if found is None:
         return {"apgr": None, "cpt50": None, "cpt80": None}
     share, gap = found

@@ -1,4 +1,4 @@
-"""`onebeat eval` on what people have: whole tables, the gateway's own logs, mixtures, and files with nothing in them."""
+"""`onebeat eval` on what people have: whole tables, the gateway's own logs, mixtures, and files with nothing."""
 
 from __future__ import annotations
 
