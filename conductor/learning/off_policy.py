@@ -149,7 +149,7 @@ def propensities_fit(choice: NDArray[np.int64], propensity: Doubles, wanted: NDA
     agrees = choice == wanted
     weight = np.where(agrees, 1.0 / propensity, (propensity >= 1.0).astype(np.float64))
     spread = float(weight.std()) / len(weight) ** 0.5
-    return abs(float(weight.mean()) - 1.0) <= DOUBTFUL * max(spread, 1.0 / len(weight))
+    return bool(abs(float(weight.mean()) - 1.0) <= DOUBTFUL * max(spread, 1.0 / len(weight)))
 
 
 def _widened(estimate: Estimate, counted: Doubles, span: tuple[float, float]) -> Estimate:
