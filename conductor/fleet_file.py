@@ -51,11 +51,6 @@ def load_fleet(path: str | Path) -> Fleet:
     return parse_fleet(text, str(path))
 
 
-def columns_of(path: Path | None) -> dict[str, str]:
-    """Each model of the fleet at `path` and the column that scores it; without a path, none."""
-    return {} if path is None else {name: model.scored_as or name for name, model in load_fleet(path).models.items()}
-
-
 def parse_fleet(text: str, source: str = "fleet.toml") -> Fleet:
     """As `load_fleet`, from text; `source` names it in messages."""
     try:

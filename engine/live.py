@@ -25,7 +25,7 @@ from onebeat.engine.runner import Runner
 from onebeat.engine.snapshot import EngineSnapshot
 from onebeat.engine.stepper import Stepper
 from onebeat.engine.strict_json import shown
-from onebeat.engine.targets import MIDDLE, Setting, tradeoff_of
+from onebeat.engine.targets import MIDDLE, Setting, Target, tradeoff_of
 
 
 class Scorer(Protocol):
@@ -61,8 +61,8 @@ class Servable(Protocol):
     def prepare(self, prompt: Prompt) -> Prepared:
         """Token ids; called by several threads at once."""
 
-    def setting_for(self, target: str) -> Setting:
-        """The dial position for a target in words."""
+    def setting_for(self, target: str | Target) -> Setting:
+        """The dial position for a target, in words or read."""
 
     def decide(
         self,

@@ -35,7 +35,7 @@ from onebeat.engine.router_config import RouterConfig
 from onebeat.engine.router_files import HEAD_FILES, TEXT_FILES
 from onebeat.engine.runner import Runner
 from onebeat.engine.strict_json import nearest, shown
-from onebeat.engine.targets import MIDDLE, Setting, parse_target, setting, tradeoff_of
+from onebeat.engine.targets import MIDDLE, Setting, Target, parse_target, setting, tradeoff_of
 from onebeat.engine.tokens import Prepared, PromptTokenizer
 from onebeat.engine.weights import Weights
 
@@ -179,14 +179,15 @@ class Router:
         scores = self.score([prompt])
         return self.decide(scores, tradeoff=position, min_quality=min_quality, max_cost_usd=max_cost_usd, models=models)
 
-    def setting_for(self, target: str) -> Setting:
+    def setting_for(self, target: str | Target) -> Setting:
         """The dial position for "95%" of the best model's quality, or for "0.40 usd" per thousand requests, and what it
-        is expected to give on prompts like those it was solved on, every column to choose from.
+        is expected to give on prompts like those it was solved on, every column to choose from. A `Target` is one read.
 
         Raises `InputError` for a target that means nothing or a router without a solved dial, and `ConstraintError`
         where the target is out of reach.
         """
-        return setting(self.config.fitted.get("dial"), parse_target(target))
+        wanted = target if isinstance(target, Target) else parse_target(target)
+        return setting(self.config.fitted.get("dial"), wanted)
 
     def decide(
         self,

@@ -161,7 +161,7 @@ def check_target(tradeoff: object, target: str, models: object) -> Target:
 
 
 def tradeoff_of(
-    tradeoff: float | None, target: str | None, models: object, setting_for: Callable[[str], Setting]
+    tradeoff: float | None, target: str | None, models: object, setting_for: Callable[[Target], Setting]
 ) -> float:
     """The dial position that a caller's arguments amount to: the tradeoff, else the target's, else the middle.
 
@@ -169,8 +169,7 @@ def tradeoff_of(
     """
     if target is None:
         return MIDDLE if tradeoff is None else tradeoff
-    check_target(tradeoff, target, models)
-    return setting_for(target).tradeoff
+    return setting_for(check_target(tradeoff, target, models)).tradeoff
 
 
 def _setting(solved: SolvedDial, point: Point) -> Setting:

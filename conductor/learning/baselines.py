@@ -7,18 +7,18 @@ same dial, or fixed operating points. Uses scikit-learn (the `train` extra) for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from onebeat.conductor.learning import solve
-from onebeat.conductor.learning.curves import Curve, Doubles, Judged
+from onebeat.conductor.learning.curves import Curve, Doubles, Judged, single_means
 from onebeat.conductor.learning.metrics import hull
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.resample import Traced
-from onebeat.conductor.learning.weights import mean_scores
+from onebeat.conductor.learning.weights import known_weight, mean_scores
 from onebeat.engine.records import Prompt
 
 Floats = NDArray[np.float32]
@@ -39,10 +39,8 @@ class Single:
 
 def singles(judged: Judged) -> list[Single]:
     """Every model by itself, dearest first."""
-    held = [
-        Single(name, float(judged.score[:, column].mean()), float(judged.cost_usd[:, column].mean()))
-        for column, name in enumerate(judged.models)
-    ]
+    quality, cost = single_means(judged)
+    held = [Single(name, float(quality[column]), float(cost[column])) for column, name in enumerate(judged.models)]
     return sorted(held, key=lambda single: -single.cost_usd)
 
 
@@ -55,42 +53,42 @@ def best_on_fit(outcomes: Outcomes, judged: Judged) -> Single:
 
 def per_source_means(outcomes: Outcomes, groups: Sequence[str]) -> Doubles:
     """[n, M] each model's mean score in the prompt's source: an oracle of the data set, blind to the prompt."""
-    overall = _mean_or(outcomes.score, UNKNOWN_QUALITY)
+    overall = np.nan_to_num(mean_scores(outcomes), nan=UNKNOWN_QUALITY)
     names = np.asarray(outcomes.groups)
     means = {}
     for name in set(groups):
-        inside = outcomes.score[names == name]
-        known = np.isfinite(inside).sum(0)
+        inside, weight = outcomes.score[names == name], known_weight(outcomes)[names == name]
         # Sources that were never seen, or hardly, lean on the model's overall mean, worth five outcomes.
-        means[name] = (np.nan_to_num(inside).sum(0) + 5.0 * overall) / (known + 5.0)
+        means[name] = ((np.nan_to_num(inside) * weight).sum(0) + 5.0 * overall) / (weight.sum(0) + 5.0)
     return np.stack([means[group] for group in groups]).astype(np.float64)
 
 
 def per_source_tokens(outcomes: Outcomes, groups: Sequence[str]) -> Floats:
     """[n, M] mean output tokens in the prompt's source, for the costs that go with `per_source_means`."""
-    names = np.asarray(outcomes.groups)
-    overall = _mean_or(outcomes.output_tokens, solve.DEFAULT_OUTPUT_TOKENS)
-    means = {name: _mean_or(outcomes.output_tokens[names == name], overall) for name in set(groups)}
+    names, weight = np.asarray(outcomes.groups), known_weight(outcomes)
+    overall = _mean_or(outcomes.output_tokens, weight, solve.DEFAULT_OUTPUT_TOKENS)
+    means = {
+        name: _mean_or(outcomes.output_tokens[names == name], weight[names == name], overall) for name in set(groups)
+    }
     return np.stack([means[group] for group in groups]).astype(np.float32)
 
 
 def neighbours(fitted: Floats, outcomes: Outcomes, states: Floats, count: int = NEIGHBOURS) -> Doubles:
-    """[n, M] the mean score of the `count` nearest fitting prompts by cosine of standardised features."""
+    """[n, M] the mean score, by weight, of the `count` nearest fitting prompts by cosine of standardised features."""
     mean, scale = fitted.mean(0), fitted.std(0) + 1e-6
     known = (fitted - mean) / scale
     known = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-9)
     asked = (states - mean) / scale
     asked = asked / np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-9)
-    overall = _mean_or(outcomes.score, UNKNOWN_QUALITY)
+    overall, weight = np.nan_to_num(mean_scores(outcomes), nan=UNKNOWN_QUALITY), known_weight(outcomes)
     held = min(count, len(known))
     quality = np.empty((len(asked), len(outcomes.models)))
     for start in range(0, len(asked), 1024):
         nearness = asked[start : start + 1024] @ known.T
         nearest = np.argpartition(-nearness, held - 1, axis=1)[:, :held]
-        scores = outcomes.score[nearest]  # [b, held, M]
-        there = np.isfinite(scores).sum(1)
-        total = np.nan_to_num(scores).sum(1)
-        quality[start : start + 1024] = np.where(there > 0, total / np.maximum(there, 1), overall)
+        there = weight[nearest].sum(1)  # [b, held, M] to [b, M]
+        total = (np.nan_to_num(outcomes.score[nearest]) * weight[nearest]).sum(1)
+        quality[start : start + 1024] = np.where(there > 0, total / np.where(there > 0, there, 1.0), overall)
     return quality
 
 
@@ -114,14 +112,15 @@ def tf_idf(fit_prompts: Sequence[Prompt], outcomes: Outcomes, prompts: Sequence[
         if target.all() or not target.any():
             quality[:, column] = float(target.mean()) if len(target) else UNKNOWN_QUALITY
             continue
-        model = LogisticRegression(C=1.0, max_iter=1000).fit(known[there], target)
+        model = LogisticRegression(C=1.0, max_iter=1000)
+        model.fit(known[there], target, sample_weight=outcomes.weight[there, column])
         quality[:, column] = model.predict_proba(asked)[:, 1]
     return quality
 
 
 def oracle(judged: Judged) -> Judged:
     """The same prompts, with every outcome foreseen."""
-    return Judged(judged.models, judged.score, judged.cost_usd, judged.score, judged.cost_usd, judged.groups)
+    return replace(judged, quality=judged.score, predicted_cost_usd=judged.cost_usd)
 
 
 def always(singles: Traced, column: int) -> Traced:
@@ -155,10 +154,10 @@ def _picked(curve: Curve, columns: list[int]) -> Curve:
     return Curve(curve.tradeoff[columns], curve.quality[columns], curve.cost_usd[columns], curve.share[columns])
 
 
-def _mean_or(table: Floats, fallback: float | Doubles) -> Doubles:
-    known = np.isfinite(table)
-    total, count = np.where(known, table, 0.0).sum(0), known.sum(0)
-    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), fallback), np.float64)
+def _mean_or(table: Floats, weight: Doubles, fallback: float | Doubles) -> Doubles:
+    counts = np.where(np.isfinite(table), weight, 0.0)
+    total, summed = (np.nan_to_num(table) * counts).sum(0), counts.sum(0)
+    return np.asarray(np.where(summed > 0, total / np.where(summed > 0, summed, 1.0), fallback), np.float64)
 
 
 def _text(prompt: Prompt) -> str:

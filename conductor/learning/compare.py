@@ -142,7 +142,8 @@ def pair(judged: Judged, strong: int, weak: int, resamples: Resamples) -> dict[s
     """RouteLLM's measures of choosing between two models by the predicted advantage of the strong one.
 
     Where the strong model is no better there is no gap to recover: all is None. A resample of that kind counts as one
-    that never reaches a share of it, and is left out of PGR's and APGR's intervals.
+    that never reaches a share of it, and is left out of PGR's and APGR's intervals. All prompts count alike, as with
+    its authors.
     """
     advantage = judged.quality[:, strong] - judged.quality[:, weak]
     low, high = judged.score[:, weak], judged.score[:, strong]

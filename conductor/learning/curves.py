@@ -32,6 +32,13 @@ class Judged:
     """[n, M] what it cost."""
     groups: tuple[str, ...]
     """[n]"""
+    weight: Doubles | None = None
+    """[n, M] how much each outcome counts, above 0; None: all alike."""
+
+    @property
+    def counts(self) -> Doubles:
+        """[n] how much each prompt counts where models are chosen: the mean over its outcomes, whichever is chosen."""
+        return np.ones(len(self.score)) if self.weight is None else np.asarray(self.weight.mean(1), np.float64)
 
     def take(self, rows: Choices) -> Judged:
         """These rows, in this order, repeats allowed (for the bootstrap)."""
@@ -42,6 +49,7 @@ class Judged:
             self.score[rows],
             self.cost_usd[rows],
             tuple(self.groups[row] for row in rows),
+            None if self.weight is None else self.weight[rows],
         )
 
 
@@ -74,6 +82,13 @@ def choose(quality: Doubles, cost_usd: Doubles, tradeoff: float, reference_cost_
     return np.asarray(np.argmin(np.where(best, cost_usd, np.inf), axis=1), np.int64)
 
 
+def single_means(judged: Judged) -> tuple[Doubles, Doubles]:
+    """[M] mean score and [M] mean cost of each model by itself, over the same prompts as any choice among them."""
+    counts = judged.counts
+    quality, cost = (np.average(table, axis=0, weights=counts) for table in (judged.score, judged.cost_usd))
+    return np.asarray(quality), np.asarray(cost)
+
+
 def reference_cost(cost_usd: Doubles) -> float:
     """The mean cost of the dearest model: the scale that `dial.balanced_reference` starts from."""
     return max(float(np.nanmean(cost_usd, axis=0).max()), 1e-12)
@@ -82,13 +97,13 @@ def reference_cost(cost_usd: Doubles) -> float:
 def trace(judged: Judged, reference_cost_usd: float, positions: Doubles | None = None) -> Curve:
     """The curve over all dial positions."""
     tradeoffs = dial_positions() if positions is None else positions
-    rows = np.arange(len(judged.score))
+    rows, counts = np.arange(len(judged.score)), judged.counts
     quality, cost, share = [], [], []
     for tradeoff in tradeoffs:
         chosen = choose(judged.quality, judged.predicted_cost_usd, float(tradeoff), reference_cost_usd)
-        quality.append(judged.score[rows, chosen].mean())
-        cost.append(judged.cost_usd[rows, chosen].mean())
-        share.append(np.bincount(chosen, minlength=len(judged.models)) / len(rows))
+        quality.append(np.average(judged.score[rows, chosen], weights=counts))
+        cost.append(np.average(judged.cost_usd[rows, chosen], weights=counts))
+        share.append(np.bincount(chosen, counts, len(judged.models)) / counts.sum())
     return Curve(np.asarray(tradeoffs), np.asarray(quality), np.asarray(cost), np.asarray(share))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from onebeat.conductor.learning.curves import Choices, Doubles, Judged, choose, dial_positions, reference_cost
+from onebeat.conductor.learning.curves import Choices, Doubles, Judged, choose, dial_positions, single_means
 from onebeat.engine.targets import Setting, Target, setting
 
 POSITIONS = 81
@@ -33,15 +33,10 @@ def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[s
 
     Of fewer than `LEAST_PROMPTS` prompts it has no points, and so no target can be set by it.
     """
-    best = int(np.argmax(judged.score.mean(0)))
-    held = {
-        "best_model": judged.models[best],
-        "best_quality": _round(judged.score[:, best].mean()),
-        "best_usd_per_thousand": _round(1e3 * judged.cost_usd[:, best].mean()),
-        "prompts": len(judged.score),
-    }
     if len(judged.score) < LEAST_PROMPTS:
-        return {**held, "points": []}
+        return unsolved(judged)
+    means, _ = single_means(judged)
+    best = int(np.argmax(means))
     positions = _positions(judged, reference_cost_usd)
     rows = np.arange(len(judged.score))
     scores, dollars = [], []
@@ -50,22 +45,36 @@ def solve(judged: Judged, reference_cost_usd: float, *, seed: int = 0) -> dict[s
         scores.append(judged.score[rows, chosen])
         dollars.append(judged.cost_usd[rows, chosen])
     quality, cost = np.stack(scores), np.stack(dollars)  # [P, n]
-    samples = _samples(len(rows), seed)
-    best_score = judged.score[:, best]
-    share_ends = _ends(np.stack([quality[:, s].mean(1) / max(best_score[s].mean(), 1e-9) for s in samples]))
-    cost_ends = _ends(np.stack([1e3 * cost[:, s].mean(1) for s in samples]))
+    counts, best_score = judged.counts, judged.score[:, best]
+    samples = [(s, counts[s]) for s in _samples(len(rows), seed)]
+    share_ends = _ends(np.stack([_share(quality[:, s], best_score[s], by) for s, by in samples]))
+    cost_ends = _ends(np.stack([1e3 * _mean(cost[:, s], by) for s, by in samples]))
+    level, spent = _mean(quality, counts), _mean(cost, counts)
     points = [
         {
             "tradeoff": float(tradeoff),
-            "quality": _round(quality[index].mean()),
-            "share_of_best": _round(quality[index].mean() / max(best_score.mean(), 1e-9)),
+            "quality": _round(level[index]),
+            "share_of_best": _round(level[index] / max(means[best], 1e-9)),
             "share_interval": [_round(end) for end in share_ends[:, index]],
-            "usd_per_thousand": _round(1e3 * cost[index].mean()),
+            "usd_per_thousand": _round(1e3 * spent[index]),
             "usd_interval": [_round(end) for end in cost_ends[:, index]],
         }
         for index, tradeoff in enumerate(positions)
     ]
-    return {**held, "points": points}
+    return unsolved(judged) | {"points": points}
+
+
+def unsolved(judged: Judged) -> dict[str, object]:
+    """The same without points: what the best single model gives, and nothing promised."""
+    quality, dollars = single_means(judged)
+    best = int(np.argmax(quality))
+    return {
+        "best_model": judged.models[best],
+        "best_quality": _round(quality[best]),
+        "best_usd_per_thousand": _round(1e3 * dollars[best]),
+        "prompts": len(judged.score),
+        "points": [],
+    }
 
 
 def _positions(judged: Judged, reference_cost_usd: float) -> list[float]:
@@ -74,7 +83,7 @@ def _positions(judged: Judged, reference_cost_usd: float) -> list[float]:
 
     def spent(tradeoff: float) -> float:
         chosen = choose(judged.quality, judged.predicted_cost_usd, tradeoff, reference_cost_usd)
-        return float(judged.cost_usd[rows, chosen].mean())
+        return float(_mean(judged.cost_usd[rows, chosen], judged.counts))
 
     positions = [float(f"{tradeoff:.6g}") for tradeoff in dial_positions(POSITIONS)]
     costs = [spent(tradeoff) for tradeoff in positions]
@@ -104,12 +113,12 @@ def balanced_reference(judged: Judged, share_of_best: float = 0.95) -> float:
     So the middle of the dial is a balance on the prompts at hand, whatever the models cost. Where no position reaches
     that share, or the cheapest choice already does, it is the mean cost of the dearest model.
     """
-    dearest = reference_cost(judged.cost_usd)
-    best = judged.score.mean(0).max()
+    means, dollars = single_means(judged)
+    dearest, best = max(float(dollars.max()), 1e-12), means.max()
     rows = np.arange(len(judged.score))
     for place, tradeoff in enumerate(dial_positions(201)[:-1]):
         chosen = choose(judged.quality, judged.predicted_cost_usd, float(tradeoff), dearest)
-        if judged.score[rows, chosen].mean() >= share_of_best * best:
+        if _mean(judged.score[rows, chosen], judged.counts) >= share_of_best * best:
             return dearest * float(tradeoff / (1.0 - tradeoff)) if place else dearest
     return dearest
 
@@ -147,15 +156,16 @@ def check(
     score, dollars = judged.score[rows, chosen], 1e3 * judged.cost_usd[rows, chosen]
     name = dial["best_model"]
     best = judged.score[:, judged.models.index(name)] if name in judged.models else judged.score.max(1)
-    samples = _samples(len(rows), seed)
-    shares = np.array([score[s].mean() / max(best[s].mean(), 1e-9) for s in samples])[:, None]
-    costs = np.array([dollars[s].mean() for s in samples])[:, None]
+    counts = judged.counts
+    samples = [(s, counts[s]) for s in _samples(len(rows), seed)]
+    shares = np.array([_share(score[s], best[s], by) for s, by in samples])[:, None]
+    costs = np.array([_mean(dollars[s], by) for s, by in samples])[:, None]
     return Check(
         target,
         found,
-        float(score.mean() / max(best.mean(), 1e-9)),
+        float(_share(score, best, counts)),
         _pair(_ends(shares)[:, 0]),
-        float(dollars.mean()),
+        float(_mean(dollars, counts)),
         _pair(_ends(costs)[:, 0]),
     )
 
@@ -163,6 +173,16 @@ def check(
 def _samples(rows: int, seed: int) -> list[Choices]:
     random = np.random.default_rng(seed)
     return [random.integers(0, rows, rows) for _ in range(BOOTSTRAPS)]
+
+
+def _mean(values: Doubles, counts: Doubles) -> Doubles:
+    """[..., n] to [...], by weight."""
+    return np.asarray(np.average(values, axis=-1, weights=counts))
+
+
+def _share(values: Doubles, best: Doubles, counts: Doubles) -> Doubles:
+    """[..., n] of what the best single model has, [n], by weight."""
+    return _mean(values, counts) / max(float(_mean(best, counts)), 1e-9)
 
 
 def _ends(values: Doubles) -> Doubles:
@@ -174,5 +194,5 @@ def _pair(values: Doubles) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def _round(value: float) -> float:
+def _round(value: float | Doubles) -> float:
     return float(f"{float(value):.5g}")

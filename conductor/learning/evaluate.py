@@ -23,6 +23,8 @@ from onebeat.conductor.learning.costs import Price, costs
 from onebeat.conductor.learning.curves import Judged
 from onebeat.conductor.learning.features import Reading, extract
 from onebeat.conductor.learning.fit import side_by_side
+from onebeat.conductor.learning.fitted import fitted_among, fitted_by_name
+from onebeat.conductor.learning.judging import judged_of
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.progress import Progress
 from onebeat.conductor.learning.resample import Resamples
@@ -34,8 +36,7 @@ from onebeat.conductor.learning.splits import (
     sample_prompts,
     sampled,
 )
-from onebeat.conductor.learning.train import judged_of
-from onebeat.conductor.learning.weights import counted
+from onebeat.conductor.learning.weights import known_weight
 from onebeat.engine.errors import ConstraintError, InputError
 from onebeat.engine.head import Head
 from onebeat.engine.loading import Precision
@@ -106,6 +107,7 @@ def evaluate(question: Question, say: Callable[[str], None] = lambda line: None)
             held_out.score,
             held_out.groups,
             Resamples(len(test), question.bootstraps, question.seed),
+            known_weight(held_out),
         ),
     }
     if whole.any():
@@ -146,7 +148,7 @@ def _sides(
     say: Callable[[str], None],
 ) -> Sides:
     names = [column["name"] for column in description["columns"]]
-    found = counted(read_outcomes(question.files, columns=question.columns))
+    found = read_outcomes(question.files, columns=question.columns)
     there = [name for name in names if name in found.models]
     for line in found.report.lines():
         say(line)
@@ -215,18 +217,18 @@ def _notes(question: Question, description: Mapping[str, Any], sides: Sides) -> 
     held = fitted.get("split") or {}
     everywhere = bool(held.get("test_side_fitted_on"))
     notes: list[str] = []
-    if question.everything:
-        known = sorted({path.name for path in question.files} & set(fitted.get("files", ())))
-        count = len(sides.outcomes.prompts)
-        if known and held and not everywhere:
-            count = len(recorded(held, sides.outcomes).fit)
-        if known:
-            notes.append(
-                f"WARNING: the head was fitted on about {count} of these {len(sides.outcomes.prompts)} prompts "
-                f"({', '.join(known)}); leave out --all to judge on the others"
-            )
-    elif everywhere:
-        notes.append("WARNING: the head was fitted on these prompts, too")
+    judged = sides.outcomes.select(sides.split.test)
+    among = fitted_among(fitted, judged.prompts)
+    about = ""
+    if among is None and question.everything:
+        about = "about "
+        among, _ = fitted_by_name(fitted, judged, (path.name for path in question.files))
+    elif among is None and not everywhere:
+        among = np.zeros(len(judged.prompts), bool)
+    count = len(judged.prompts) if among is None else int(among.sum())
+    if count:
+        leave = "; leave out --all to judge on the others" if question.everything and not everywhere else ""
+        notes.append(f"WARNING: the head was fitted on {about}{count} of these {len(judged.prompts)} prompts{leave}")
     if not (fitted.get("dial") or {}).get("points"):
         notes.append("no target is checked: the router has no solved dial")
     if len(sides.split.fit) < LEAST_FITTED:

@@ -57,6 +57,8 @@ class Features:
     """[k, H] per tap."""
     prompt_tokens: NDArray[np.int64]
     """[k] of the whole prompt, before any cut."""
+    cut_tokens: NDArray[np.int64]
+    """[k] left out of the middle of a prompt that is longer than the budget; else 0."""
     rows: NDArray[np.int64]
     """[k] positions, in the list that was given, of the prompts that could be read."""
     refused: dict[int, str]
@@ -87,14 +89,14 @@ def extract(
     known = cache.load(table)
     missing: dict[bytes, NDArray[np.int32]] = {}
     refused: dict[int, str] = {}
-    tokens = np.zeros(len(prompts), np.int64)
+    tokens, cut = np.zeros(len(prompts), np.int64), np.zeros(len(prompts), np.int64)
     for key, same in table.rows.items():
         try:
             prepared = tokenizer.prepare(prompts[same[0]])
         except InputError as error:
             refused |= dict.fromkeys(same, str(error))
             continue
-        tokens[same] = prepared.prompt_tokens
+        tokens[same], cut[same] = prepared.prompt_tokens, prepared.cut_tokens
         if key not in known:
             missing[key] = np.asarray(prepared.token_ids, np.int32)
     if missing:
@@ -114,7 +116,7 @@ def extract(
             progress(done, total)
     rows = np.array([row for row in range(len(prompts)) if row not in refused], np.int64)
     states = {tap: held if not refused else held[rows] for tap, held in table.states.items()}
-    return Features(states, tokens[rows], rows, refused)
+    return Features(states, tokens[rows], cut[rows], rows, refused)
 
 
 def check_taps(taps: Sequence[TapName], config: BackboneConfig) -> None:

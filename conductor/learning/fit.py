@@ -20,7 +20,7 @@ from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.solve import Recipe
 from onebeat.conductor.learning.splits import folds
 from onebeat.conductor.learning.trials import TapName as TapName
-from onebeat.conductor.learning.trials import Trial, losses_of, steadiest
+from onebeat.conductor.learning.trials import Trial, between_models, losses_of, steadiest
 from onebeat.engine.errors import InputError
 from onebeat.engine.head import MAX_OUTPUT_TOKENS, Head, logistic
 
@@ -104,7 +104,8 @@ def fit(
         predicted = out_of_fold(side_by_side(features, taps), joint, recipe, seed, keep)
         trial = _judge(tuple(taps), recipe, predicted.logits, outcomes)
         trials.append(trial)
-        losses = f"loss {trial.log_loss:.4f}, between {trial.between_models:.4f}"
+        between = "" if trial.between_models is None else f", between {trial.between_models:.4f}"
+        losses = f"loss {trial.log_loss:.4f}{between}"
         say(f"{describe_taps(taps):24} {recipe.name():44} {losses}")
         return trial, predicted
 
@@ -141,15 +142,20 @@ def check(outcomes: Outcomes) -> None:
             f"{outcomes.models[0]} is the only model with outcomes, so there is nothing to choose; give outcomes of "
             "at least two models."
         )
-    known = np.isfinite(outcomes.score)
-    scores = outcomes.score[known]
+    scores = outcomes.score[np.isfinite(outcomes.score)]
+    if not scores.size:
+        raise InputError(f"the outcomes of all {prompts} prompts have weight 0, so none counts; give some a weight.")
     if scores.min() == scores.max():
         raise InputError(
             f"all {scores.size} scores are {scores[0]:g}: no prompt tells models apart; give outcomes with both "
             "successes and failures."
         )
-    if known.sum(1).max() < 2:
-        raise InputError("no prompt was answered by two models, so they cannot be compared; give paired outcomes.")
+
+
+def confounded(outcomes: Outcomes) -> bool:
+    """Whether no source has outcomes of two models: then nothing tells a good model from easy prompts."""
+    known, names = np.isfinite(outcomes.score), np.asarray(outcomes.groups)
+    return not any(known[names == name].any(0).sum() > 1 for name in set(outcomes.groups))
 
 
 def one_class(outcomes: Outcomes) -> list[str]:
@@ -213,7 +219,8 @@ def fit_tensors(
     for name in ("quality.weight", "quality.bias", "quality.skip"):
         if name in quality:
             quality[name] = np.ascontiguousarray(quality[name][list(keep)])
-    return norm | quality | solve.length_tensors(states, outcomes.output_tokens[:, list(keep)]), None
+    tokens, weight = outcomes.output_tokens[:, list(keep)], outcomes.weight[:, list(keep)]
+    return norm | quality | solve.length_tensors(states, tokens, weight), None
 
 
 def _sampled_kernel(
@@ -269,14 +276,16 @@ def _judge(taps: tuple[TapName, ...], recipe: Recipe, logits: Floats, outcomes: 
     residual = np.where(known, quality - np.nan_to_num(score), np.nan)
     several = known.sum(1) > 1
     centred = np.full_like(residual, np.nan)
-    centred[several] = residual[several] - np.nanmean(residual[several], axis=1, keepdims=True)
+    if several.sum() >= MIN_PROMPTS:  # Of fewer the mean would be noise, and of none no number.
+        mean = (np.nan_to_num(residual) * weight).sum(1) / np.maximum(weight.sum(1), 1e-12)
+        centred[several] = residual[several] - mean[several, None]
     return Trial(
         taps,
         recipe,
         calibrate.log_loss(quality[known], score[known], weight[known]),
-        float(np.nanmean(np.square(centred))),
-        auc_overall(quality, score),
-        auc_within(quality, score, outcomes.groups),
+        between_models(centred, weight),
+        auc_overall(quality, score, weight),
+        auc_within(quality, score, outcomes.groups, weight),
         losses_of(quality, score, weight, centred),
     )
 

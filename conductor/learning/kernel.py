@@ -8,6 +8,8 @@ leave-one-out prediction of every prompt, which costs nothing here. Deterministi
 3. Features are projected on their first principal axes (not whitened): 128 rank better than 256 or all 1,728.
 4. Each latent is regressed on a Laplacian kernel, k(u, v) = exp(-|u - v| / width), with its own ridge, chosen by
    closed-form leave-one-out. A latent that predicts worse than its mean is dropped.
+5. A model that did not answer every prompt gets a regression of its own beside that: of what is left over on its own
+   prompts, where that predicts at all. So a log of one answer a prompt tells models apart, too.
 
 Up to `MAX_LANDMARKS` prompts are the kernel's centres; more prompts still all count (Nystrom's approximation).
 """
@@ -30,6 +32,8 @@ PART_ROWS = 2048
 """Rows worked on at once: with all centres 57 MB a temporary."""
 RIDGES = np.geomspace(0.03, 300.0, 14)
 LENGTH_RANK = 12
+LEAST_OWN = 20
+"""Prompts of its own from which a model gets a regression of its own."""
 IMPUTED_SHARE = 0.9
 """Of a prompt's mean residual that is carried over to a model that did not answer it."""
 
@@ -79,19 +83,22 @@ def fit_kernel(
 ) -> KernelFit:
     """Fits quality and length. `keep` names the columns that stay in the head; the others are only learnt from.
 
-    `weight` [n, M] counts per prompt here: the mean over its outcomes, relative to that of all prompts.
+    `weight` [n, M] counts per prompt in a regression: the mean over its outcomes, relative to that of all prompts.
     """
     columns = list(range(score.shape[1])) if keep is None else list(keep)
     basis = spectral_basis(x, gamma, dimensions, seed, _root_weights(score, weight))
-    quality, quality_bias, left_out = _latent_ridge(basis, impute(score, groups), rank)
-    known = np.isfinite(output_tokens) & (output_tokens > 0)
+    quality, quality_bias, left_out = _latent_ridge(basis, impute(score, groups, weight), rank)
+    for column in columns:
+        _add_own(basis, score[:, column], quality[:, column], left_out[:, column])
+    counts = np.isfinite(score).astype(np.float64) if weight is None else weight
+    known = np.isfinite(output_tokens) & (output_tokens > 0) & (counts > 0)
     logs = np.where(known, np.log(np.where(known, output_tokens, 1.0)), np.nan)
     if not known.any():
         logs = np.full(logs.shape, np.log(DEFAULT_OUTPUT_TOKENS))
-    length, length_bias, left_out_logs = _latent_ridge(basis, impute(logs, groups, clip=False), LENGTH_RANK)
+    length, length_bias, left_out_logs = _latent_ridge(basis, impute(logs, groups, weight, clip=False), LENGTH_RANK)
     # Costs add up in tokens, not in their logarithms: match the sums.
-    predicted = np.where(known, np.exp(left_out_logs), 0.0).sum(0)
-    actual = np.where(known, np.nan_to_num(output_tokens), 0.0).sum(0)
+    predicted = np.where(known, np.exp(left_out_logs) * counts, 0.0).sum(0)
+    actual = np.where(known, np.nan_to_num(output_tokens) * counts, 0.0).sum(0)
     shift = np.log(np.where((predicted > 0) & (actual > 0), actual, 1.0) / np.where(predicted > 0, predicted, 1.0))
     shift = np.where((predicted > 0) & (actual > 0), shift, 0.0)
     tensors = {
@@ -111,20 +118,27 @@ def fit_kernel(
     )
 
 
-def impute(table: NDArray[np.floating], groups: Sequence[str], *, clip: bool = True) -> Doubles:
-    """[n, M] without NaN: what is missing is the model's mean in that source plus most of the prompt's residual."""
+def impute(
+    table: NDArray[np.floating], groups: Sequence[str], weight: Floats | None = None, *, clip: bool = True
+) -> Doubles:
+    """[n, M] without NaN: what is missing is the model's mean in that source plus most of the prompt's residual.
+
+    `weight` [n, M]: how much each value counts, 1 by default.
+    """
     values = table.astype(np.float64)
     known = np.isfinite(values)
     if not known.any():
         return np.zeros_like(values)
+    counts = np.where(known, 1.0 if weight is None else weight, 0.0)
     names = np.asarray(groups)
     sources, place = np.unique(names, return_inverse=True)
     total, count = np.zeros((len(sources), values.shape[1])), np.zeros((len(sources), values.shape[1]))
-    np.add.at(total, place, np.where(known, values, 0.0))
-    np.add.at(count, place, known)
+    np.add.at(total, place, np.where(known, values, 0.0) * counts)
+    np.add.at(count, place, counts)
     # A source with few outcomes of a model leans on what the two are worth apart, as if on ten outcomes.
     expected = ((total + 10.0 * _additive(total, count)) / (count + 10.0))[place]
-    residual = np.where(known, values - expected, 0.0).sum(1) / np.maximum(known.sum(1), 1)
+    summed = counts.sum(1)
+    residual = (np.where(known, values - expected, 0.0) * counts).sum(1) / np.where(summed > 0, summed, 1.0)
     guess = expected + IMPUTED_SHARE * residual[:, None]
     filled = np.where(known, values, np.clip(guess, 0.0, 1.0) if clip else guess)
     return np.asarray(filled, np.float64)
@@ -132,7 +146,7 @@ def impute(table: NDArray[np.floating], groups: Sequence[str], *, clip: bool = T
 
 def _additive(total: Doubles, count: Doubles) -> Doubles:
     """[S, M] source effect plus model effect: a model that never met a hard source is expected to find it hard too."""
-    overall = total.sum() / count.sum()
+    overall = total.sum() / max(float(count.sum()), 1e-12)
     source, model = np.zeros((len(total), 1)), np.zeros((1, total.shape[1]))
     for _ in range(50):
         source = (total - count * (overall + model)).sum(1, keepdims=True) / (count.sum(1, keepdims=True) + 1.0)
@@ -202,7 +216,7 @@ def _latent_ridge(basis: Basis, table: Doubles, rank: int) -> tuple[Doubles, Dou
         if strength[latent] <= 1e-9 * max(strength[0], 1e-9):
             break
         target = left[:, latent] * strength[latent]
-        ridge, predicted = _best_ridge(basis, target)
+        ridge, predicted = _best_ridge(basis.coordinates, basis.values, target)
         if ridge is None:
             continue
         coefficients = (basis.coordinates.T @ target) / (basis.values + ridge)
@@ -211,14 +225,43 @@ def _latent_ridge(basis: Basis, table: Doubles, rank: int) -> tuple[Doubles, Dou
     return weights, mean, left_out
 
 
-def _best_ridge(basis: Basis, target: Doubles) -> tuple[float | None, Doubles]:
-    """The ridge with the least leave-one-out error, or None where none beats predicting the mean."""
-    projected = basis.coordinates.T @ target
+def _add_own(basis: Basis, score: NDArray[np.floating], weights: Doubles, left_out: Doubles) -> None:
+    """Adds to one column, [P] weights and [n] leave-one-out prediction, what its own prompts say beyond the latents.
+
+    Nothing where every prompt has a score [n], for then nothing was carried over from other models, nor where few have.
+    """
+    rows = np.flatnonzero(np.isfinite(score))
+    if len(rows) == len(score) or len(rows) < LEAST_OWN:
+        return
+    own = basis.coordinates[rows]
+    target = basis.root[rows] * (score[rows].astype(np.float64) - left_out[rows])
+    short = len(rows) <= own.shape[1]
+    values, vectors = np.linalg.eigh(own @ own.T if short else own.T @ own)
+    held = values > 1e-8 * values[-1]
+    values, vectors = values[held], vectors[:, held]
+    left = vectors if short else own @ (vectors / np.sqrt(values))
+    ridge, predicted = _best_ridge(left * np.sqrt(values), values, target)
+    better = np.square(target) - np.square(target - predicted)
+    if ridge is None or better.mean() < better.std() / len(rows) ** 0.5:
+        return
+    solution = own.T @ (left @ ((left.T @ target) / (values + ridge)))
+    weights += basis.back @ solution
+    elsewhere = np.setdiff1d(np.arange(len(score)), rows)
+    left_out[rows] += predicted / basis.root[rows]
+    left_out[elsewhere] += (basis.coordinates[elsewhere] @ solution) / basis.root[elsewhere]
+
+
+def _best_ridge(coordinates: Doubles, values: Doubles, target: Doubles) -> tuple[float | None, Doubles]:
+    """The ridge with the least leave-one-out error, or None where none beats predicting the mean, 0.
+
+    `coordinates` [n, R] are orthogonal: their Gram matrix is diag(values).
+    """
+    projected = coordinates.T @ target
     best, least, prediction = None, float(np.square(target).mean()), np.zeros_like(target)
-    inverse = 1.0 / (basis.values[:, None] + RIDGES)
-    leverages = np.concatenate([np.square(basis.coordinates[part]) @ inverse for part in _slices(len(target))])
+    inverse = 1.0 / (values[:, None] + RIDGES)
+    leverages = np.concatenate([np.square(coordinates[part]) @ inverse for part in _slices(len(target))])
     for number, ridge in enumerate(RIDGES):
-        fitted = basis.coordinates @ (projected / (basis.values + ridge))
+        fitted = coordinates @ (projected / (values + ridge))
         leverage = np.minimum(leverages[:, number], 1.0 - 1e-6)
         left_out = target - (target - fitted) / (1.0 - leverage)
         error = float(np.square(target - left_out).mean())

@@ -13,6 +13,10 @@ Enters: predictions, scores and costs, or a `Curve`. Leaves: numbers. Knows no f
   router", the hull of the single models, is `baselines.any_two_mixed`.
 - Arena score: RouterArena (Lu et al., arXiv 2510.00202), beta 0.1, costs from 0.0044 to 200 USD per thousand requests.
   As in their code, but for costs outside of that range, which count as its ends.
+
+
+Where a `weight` is taken, of the scores' shape and 1 by default, an outcome of weight 2 is the same as the outcome
+twice, and one of weight 0 is none.
 """
 
 from __future__ import annotations
@@ -27,32 +31,46 @@ from numpy.typing import NDArray
 Doubles = NDArray[np.float64]
 
 
-def auc(predicted: NDArray[Any], score: NDArray[Any]) -> float | None:
+def auc(predicted: NDArray[Any], score: NDArray[Any], weight: NDArray[Any] | None = None) -> float | None:
     """The chance that a success is ranked above a failure, ties half; fractional scores count as both. None: one class.
 
     Any shape; all cells are pooled, and those whose score is NaN left out.
     """
-    known = np.isfinite(score)
-    return _auc(np.asarray(predicted, np.float64)[known], np.asarray(score, np.float64)[known])
+    return _auc(*_known(predicted, score, weight))
 
 
-def auc_per_model(predicted: NDArray[Any], score: NDArray[Any]) -> list[float | None]:
+def auc_per_model(
+    predicted: NDArray[Any], score: NDArray[Any], weight: NDArray[Any] | None = None
+) -> list[float | None]:
     """[M] each column's own AUC."""
-    return [auc(predicted[:, column], score[:, column]) for column in range(score.shape[1])]
+    counts = np.ones(score.shape) if weight is None else weight
+    return [auc(predicted[:, column], score[:, column], counts[:, column]) for column in range(score.shape[1])]
 
 
-def auc_overall(predicted: NDArray[Any], score: NDArray[Any]) -> float | None:
+def auc_overall(predicted: NDArray[Any], score: NDArray[Any], weight: NDArray[Any] | None = None) -> float | None:
     """The mean of the models' own AUCs. None: no model has both classes."""
-    return _mean(auc_per_model(predicted, score))
+    return _mean(auc_per_model(predicted, score, weight))
 
 
-def auc_within(predicted: NDArray[Any], score: NDArray[Any], groups: Sequence[str]) -> float | None:
+def auc_within(
+    predicted: NDArray[Any], score: NDArray[Any], groups: Sequence[str], weight: NDArray[Any] | None = None
+) -> float | None:
     """The mean over models and sources of the AUC of one model inside one source. None: nowhere both classes."""
     names = np.asarray(groups)
     held: list[float | None] = []
     for name in np.unique(names):
-        held += auc_per_model(predicted[names == name], score[names == name])
+        inside = names == name
+        held += auc_per_model(predicted[inside], score[inside], None if weight is None else weight[inside])
     return _mean(held)
+
+
+def _known(
+    predicted: NDArray[Any], score: NDArray[Any], weight: NDArray[Any] | None
+) -> tuple[Doubles, Doubles, Doubles]:
+    """[k] each: the cells that have a score and a weight."""
+    counts = np.ones(score.shape) if weight is None else np.asarray(weight, np.float64)
+    known = np.isfinite(score) & (counts > 0)
+    return np.asarray(predicted, np.float64)[known], np.asarray(score, np.float64)[known], counts[known]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -60,26 +78,35 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(held) / len(held) if held else None
 
 
-def _auc(predicted: Doubles, score: Doubles) -> float | None:
-    right, wrong = score.sum(), (1.0 - score).sum()
-    # A fractional score s is s of a success and 1 - s of a failure at one rank, which must not be compared to itself.
-    itself = float((score * (1.0 - score)).sum())
-    pairs = right * wrong - itself
+def _auc(predicted: Doubles, score: Doubles, weight: Doubles) -> float | None:
+    right, wrong = weight * score, weight * (1.0 - score)
+    # A fractional score s is s of a success and 1 - s of a failure at one rank, which must not be compared to itself;
+    # of weight 2 it is two such outcomes, which are compared to one another.
+    itself = float((np.minimum(weight, 1.0) * right * (1.0 - score)).sum())
+    pairs = right.sum() * wrong.sum() - itself
     if pairs <= 1e-12:
         return None
     values, inverse = np.unique(predicted, return_inverse=True)
-    successes = np.bincount(inverse, score, len(values))
-    failures = np.bincount(inverse, 1.0 - score, len(values))
+    successes = np.bincount(inverse, right, len(values))
+    failures = np.bincount(inverse, wrong, len(values))
     below = np.cumsum(failures) - failures
     return float(((successes * (below + 0.5 * failures)).sum() - 0.5 * itself) / pairs)
 
 
-def calibration_error(predicted: NDArray[Any], score: NDArray[Any], bins: int = 15) -> float:
-    """Expected calibration error: over bins of equally many cells, the mean gap between prediction and outcome."""
-    known = np.isfinite(score)
-    quality, outcome = np.asarray(predicted, np.float64)[known], np.asarray(score, np.float64)[known]
-    parts = np.array_split(np.argsort(quality, kind="stable"), min(bins, len(quality)))
-    return float(sum(abs(quality[part].sum() - outcome[part].sum()) for part in parts) / len(quality))
+def calibration_error(
+    predicted: NDArray[Any], score: NDArray[Any], bins: int = 15, weight: NDArray[Any] | None = None
+) -> float:
+    """Expected calibration error: over bins of equal weight, the mean gap between prediction and outcome.
+
+    Equal predictions share their gap, and what lies across the edge of two bins counts in both by its parts: the order
+    of the cells has no say. At least one cell must be known.
+    """
+    quality, outcome, counts = _known(predicted, score, weight)
+    values, inverse = np.unique(quality, return_inverse=True)
+    mass = np.r_[0.0, np.cumsum(np.bincount(inverse, counts, len(values)))]
+    gap = np.r_[0.0, np.cumsum(np.bincount(inverse, counts * (quality - outcome), len(values)))]
+    edges = np.interp(np.linspace(0.0, mass[-1], min(bins, len(values)) + 1), mass, gap)
+    return float(np.abs(np.diff(edges)).sum() / mass[-1])
 
 
 def pgr(

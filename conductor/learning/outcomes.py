@@ -13,10 +13,12 @@ The record, whatever the file format. `prompt` or `messages`, `model` and `score
     cost_usd        what the call cost       latency_ms      until the last token; no head predicts it yet
     group           the source of the prompt: a benchmark, a tenant, a feature; splits and "within source" use it
     time            ISO 8601 or seconds since 1970; `onebeat train --hold-out-newest` uses it
-    weight          how much this outcome counts, 1 by default
+    weight          how much this outcome counts, 1 by default: 2 is as if twice, 0 not at all
     propensity      with what probability a router chose this model, for off-policy estimates
 
 Nothing is dropped silently: every record that is left out, merged or mended is counted under a name, with its place.
+What is made of several outcomes of one prompt and model, `merge` says. Prompts stand in the order of a hash: the same
+records give the same table, bit for bit, in whatever order and from however many files they come.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from onebeat.conductor.learning.merge import Merged, merge
 from onebeat.engine.errors import InputError
 from onebeat.engine.records import Prompt
 
@@ -148,7 +151,7 @@ class Gatherer:
     problems: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     _prompts: list[Prompt] = field(default_factory=list)
-    _groups: list[str] = field(default_factory=list)
+    _groups: list[str | None] = field(default_factory=list)
     _times: array[float] = field(default_factory=lambda: array("d"))
     _index: dict[bytes, int] = field(default_factory=dict)
     _models: dict[str, int] = field(default_factory=dict)
@@ -182,60 +185,45 @@ class Gatherer:
             )
         rank = np.empty(len(models), np.int64)
         rank[[self._models[name] for name in models]] = np.arange(len(models))
-        cells = np.asarray(self._prompt_of, np.int64) * len(models) + rank[np.asarray(self._model_of, np.int64)]
-        return self._dense(models, cells)
+        keys = list(self._index)
+        ordered = sorted(range(len(keys)), key=keys.__getitem__)
+        place = np.empty(len(keys), np.int64)
+        place[ordered] = np.arange(len(keys))
+        cells = place[np.asarray(self._prompt_of, np.int64)] * len(models) + rank[np.asarray(self._model_of, np.int64)]
+        return self._dense(models, ordered, merge(self._columns, cells, len(keys) * len(models)))
 
-    def _dense(self, models: list[str], cells: NDArray[np.int64]) -> Outcomes:
-        shape = (len(self._prompts), len(models))
-        order = np.argsort(cells, kind="stable")
-        ordered = cells[order]
-        first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-        where = ordered[first]
-        scores = np.asarray(self._columns["score"])[order]
-        count = np.diff(np.r_[first, len(ordered)])
-        low, high = np.minimum.reduceat(scores, first), np.maximum.reduceat(scores, first)
-        conflicting = high > low
-        self._merged(count, conflicting, where, models)
-        tables: dict[str, Floats] = {}
-        for name in _NUMBERS:
-            values = np.asarray(self._columns[name])[order]
-            known = np.isfinite(values)
-            total = np.add.reduceat(np.where(known, values, 0.0), first)
-            known_count = np.add.reduceat(known.astype(np.float64), first)
-            flat = np.full(shape[0] * shape[1], np.nan, np.float32)
-            with np.errstate(invalid="ignore"):
-                flat[where] = total / known_count
-            tables[name] = flat.reshape(shape)
-        weight = np.where(np.isfinite(tables["score"]), np.nan_to_num(tables["weight"], nan=1.0), 0.0)
-        report = ReadReport(self.records, len(where), dict(self.problems), dict(self.examples))
+    def _dense(self, models: list[str], ordered: list[int], merged: Merged) -> Outcomes:
+        """`ordered`: the rows of the prompts, as they came, in the order that they are to stand in."""
+        prompts = tuple(self._prompts[row] for row in ordered)
+        self._count_merged(merged, prompts, models)
+        tables = {name: table.reshape(len(prompts), len(models)) for name, table in merged.tables.items()}
+        report = ReadReport(self.records, len(merged.cells), dict(self.problems), dict(self.examples))
         return Outcomes(
-            tuple(self._prompts),
-            tuple(self._groups),
+            prompts,
+            tuple(self._groups[row] or UNGROUPED for row in ordered),
             tuple(models),
             tables["score"],
             tables["output_tokens"],
             tables["input_tokens"],
             tables["cost_usd"],
-            weight.astype(np.float32),
+            tables["weight"],
             tables["propensity"],
-            np.asarray(self._times),
+            np.asarray(self._times)[ordered],
             report,
         )
 
-    def _merged(
-        self, count: NDArray[np.int64], conflicting: NDArray[np.bool_], where: NDArray[np.int64], models: list[str]
-    ) -> None:
-        repeated = int((count - 1).sum())
-        if repeated:
-            example = self._describe(where[np.argmax(count > 1)], models)
-            self._count("duplicates of a prompt and model (merged)", repeated, example)
-        if conflicting.any():
-            example = self._describe(where[np.argmax(conflicting)], models)
-            self._count("prompts and models with conflicting scores (averaged)", int(conflicting.sum()), example)
+    def _count_merged(self, merged: Merged, prompts: tuple[Prompt, ...], models: list[str]) -> None:
+        def example(at: NDArray[np.bool_]) -> str:
+            prompt, model = divmod(int(merged.cells[np.argmax(at)]), len(models))
+            return f"model {models[model]}, prompt {_shorten(prompts[prompt])}"
 
-    def _describe(self, cell: np.int64, models: list[str]) -> str:
-        prompt, model = divmod(int(cell), len(models))
-        return f"model {models[model]}, prompt {_shorten(self._prompts[prompt])}"
+        repeated = int((merged.count - 1).sum())
+        if repeated:
+            self._count("duplicates of a prompt and model (merged)", repeated, example(merged.count > 1))
+        if merged.conflicting.any():
+            said = example(merged.conflicting)
+            count = int(merged.conflicting.sum())
+            self._count("prompts and models with conflicting scores (averaged)", count, said)
 
     def _add(self, place: str, record: Mapping[str, object]) -> None:
         prompt = self._prompt(place, record)
@@ -263,10 +251,13 @@ class Gatherer:
         if row is None:
             row = self._index[key] = len(self._prompts)
             self._prompts.append(prompt)
-            self._groups.append(group or UNGROUPED)
+            self._groups.append(group)
             self._times.append(math.nan)
         elif group is not None and group != self._groups[row]:
-            self._problem("with another group than before (the first is kept)", place, group)
+            before = self._groups[row]
+            if before is not None:
+                self._problem("with another group than before (the first by name is kept)", place, group)
+            self._groups[row] = group if before is None else min(before, group)
         moment = _time(record.get("time"))
         if moment != moment and record.get("time") not in (None, ""):
             self._problem("with a time that is neither ISO 8601 nor seconds (ignored)", place, repr(record["time"]))

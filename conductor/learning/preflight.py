@@ -114,14 +114,13 @@ def check_output_file(flag: str, path: Path | None) -> None:
 
 
 def check_outcomes(job: Job, outcomes: Outcomes, split: Split) -> None:
-    """Raises `InputError` where the outcomes cannot be split, fitted, judged or priced."""
-    for side, rows in {"fit on": split.fit, "judge on": split.test}.items():
-        if side == "judge on" and not len(rows):
-            continue  # Nothing is held out, and nothing is claimed.
-        if not np.isfinite(outcomes.score[rows]).all(1).any():
-            raise InputError(
-                f"none of the {len(rows)} prompts to {side} has a score for all {len(outcomes.models)} models, so a "
-                "choice cannot be judged; name fewer --models, or give paired outcomes."
-            )
+    """Raises `InputError` where the outcomes cannot be split, fitted or priced."""
     fit.check(outcomes.select(split.fit))
+    known = np.isfinite(outcomes.score[split.fit]).any(0)
+    if not known.all():
+        first = outcomes.models[int(known.argmin())]
+        raise InputError(
+            f"none of the {len(split.fit)} prompts to fit on has a score for {shown(first)}; "
+            "give more outcomes of it, hold out less, or leave it out of --models."
+        )
     check_prices(outcomes, job.prices)

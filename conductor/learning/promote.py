@@ -21,9 +21,9 @@ from onebeat.conductor.learning.costs import Price, costs
 from onebeat.conductor.learning.curves import Choices, Doubles, choose
 from onebeat.conductor.learning.features import Reading, extract
 from onebeat.conductor.learning.fit import side_by_side
+from onebeat.conductor.learning.fitted import fitted_among, fitted_by_name
 from onebeat.conductor.learning.outcomes import Outcomes
-from onebeat.conductor.learning.splits import MAX_PROMPTS, recorded, sample_prompts
-from onebeat.conductor.learning.weights import counted
+from onebeat.conductor.learning.splits import MAX_PROMPTS, sample_prompts
 from onebeat.engine.errors import InputError
 from onebeat.engine.head import Head
 
@@ -81,8 +81,9 @@ def judge(
 ) -> Verdict:
     """Compares on outcomes where every shared model answered, else on a log with propensities.
 
-    `files` are the names of the files that the outcomes were read from: of one that a head was fitted on, by name, only
-    the prompts that its split held out are used. Raises `InputError` where nothing can be compared.
+    Prompts that a head was fitted on are left out. `files` are the names of the files that the outcomes were read from,
+    for a head from before it kept hashes of its prompts: of a file that it was fitted on, by name, only the prompts
+    that its split held out are used. Raises `InputError` where nothing can be compared.
     """
     current, proposed = read_head(router), read_head(candidate)
     names = [column["name"] for column in proposed[0]["columns"]]
@@ -96,7 +97,7 @@ def judge(
     shared = [name for name in names if name in outcomes.models]
     if len(shared) < 2:
         raise InputError(f"the outcomes name {len(shared)} of the candidate's columns; a comparison needs two.")
-    table = counted(outcomes).with_models([*shared, *lost])
+    table = outcomes.with_models([*shared, *lost])
     table, warnings = _unseen(table, files, {"serving head": current[0], "candidate": proposed[0]})
     chosen = sample_prompts(table.prompts, table.groups, MAX_PROMPTS)
     drawn = f", a seeded sample of {len(table.prompts):,}" if len(chosen) < len(table.prompts) else ""
@@ -117,17 +118,16 @@ def _unseen(
     """The prompts that no head was fitted on, as far as router.json tells, and what it cannot tell."""
     unseen, warnings = np.ones(len(table.prompts), bool), []
     for who, description in heads.items():
-        fitted = description["fitted"]
-        split = fitted.get("split")
-        known = ", ".join(sorted(set(files) & set(fitted.get("files", ()))))
-        if not known:
-            continue
-        if not split or split["test_side_fitted_on"]:
-            warnings.append(f"the {who} was fitted on a file named {known}: its figures here may flatter it")
-            continue
-        side = recorded(split, table)
-        warnings.append(f"the {who} is judged on the {len(side.test)} prompts that its fit held out ({side.name})")
-        unseen[side.fit] = False
+        fitted, how = description["fitted"], "by their hashes"
+        among = fitted_among(fitted, table.prompts)
+        if among is None:
+            among, names = fitted_by_name(fitted, table, files)
+            how = f"by the name of {names} and its split"
+        if among is None:
+            warnings.append(f"the {who} was fitted on a file named {names}: its figures here may flatter it")
+        elif among.any():
+            warnings.append(f"the {who} was fitted on {among.sum()} of the {len(among)} prompts, left out ({how})")
+            unseen &= ~among
     if not unseen.any():
         raise InputError(
             f"each of the {len(unseen)} prompts was fitted on by one of the heads; give outcomes that neither has seen."

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebeat.conductor.learning.curves import Curve, Doubles, Judged, choose, trace
+from onebeat.conductor.learning.curves import Curve, Doubles, Judged, choose, single_means, trace
 
 PROMPTS_AT_ONCE, SAMPLES_AT_ONCE = 4096, 64
 
@@ -71,7 +71,7 @@ def alone(judged: Judged, resamples: Resamples) -> Traced:
     """Every model by itself, as the points of one "curve", in the order of the columns."""
     models = len(judged.models)
     chosen = np.repeat(np.arange(models, dtype=np.int32)[:, None], len(judged.score), 1)
-    curve = Curve(np.full(models, np.nan), judged.score.mean(0), judged.cost_usd.mean(0), np.eye(models))
+    curve = Curve(np.full(models, np.nan), *single_means(judged), np.eye(models))
     return Traced(curve, *_means(judged, chosen, resamples))
 
 
@@ -79,7 +79,8 @@ def _means(judged: Judged, chosen: NDArray[np.int32], resamples: Resamples) -> t
     """[B, P] mean score and mean cost of what is `chosen` [P, n]."""
     quality: list[Doubles] = []
     cost: list[Doubles] = []
-    for counts in resamples.blocks():
+    for drawn in resamples.blocks():
+        counts = drawn * judged.counts
         totals = np.zeros((2, len(counts), len(chosen)))
         for start in range(0, chosen.shape[1], PROMPTS_AT_ONCE):
             some = slice(start, start + PROMPTS_AT_ONCE)
@@ -95,17 +96,22 @@ def _means(judged: Judged, chosen: NDArray[np.int32], resamples: Resamples) -> t
 
 
 def auc_resampled(
-    predicted: NDArray[Any], score: NDArray[Any], groups: Sequence[str] | None, resamples: Resamples
+    predicted: NDArray[Any],
+    score: NDArray[Any],
+    groups: Sequence[str] | None,
+    resamples: Resamples,
+    weight: NDArray[Any] | None = None,
 ) -> Doubles:
     """[B] `metrics.auc_overall`, or with `groups` `metrics.auc_within`, of every resample; NaN where undefined."""
     names = np.zeros(len(score), np.int64) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    weight = np.ones(score.shape) if weight is None else weight
     order = np.argsort(names, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(names[order])) + 1)
     ranked = [
         column
         for rows in members
         for model in range(score.shape[1])
-        if (column := _Ranked.of(rows, predicted[rows, model], score[rows, model])) is not None
+        if (column := _Ranked.of(rows, predicted[rows, model], score[rows, model], weight[rows, model])) is not None
     ]
     held: list[Doubles] = [np.zeros(0)]
     for counts in resamples.blocks():
@@ -126,27 +132,32 @@ class _Ranked:
     """[k]"""
     score: Doubles
     """[k]"""
+    weight: Doubles
+    """[k] of one draw."""
     starts: NDArray[np.int64]
     """Where each run of equal predictions starts."""
 
     @classmethod
-    def of(cls, rows: NDArray[np.int64], predicted: NDArray[Any], score: NDArray[Any]) -> _Ranked | None:
+    def of(
+        cls, rows: NDArray[np.int64], predicted: NDArray[Any], score: NDArray[Any], weight: NDArray[Any]
+    ) -> _Ranked | None:
         """None where no resample can hold both classes."""
-        known = np.isfinite(score)
+        known = np.isfinite(score) & (weight > 0)
         kept = score[known].astype(np.float64)
         if not len(kept) or kept.max() <= 0.0 or kept.min() >= 1.0:
             return None
         values = predicted[known].astype(np.float64)
         order = np.argsort(values, kind="stable")
         starts = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
-        return cls(rows[known][order], kept[order], starts)
+        return cls(rows[known][order], kept[order], weight[known][order].astype(np.float64), starts)
 
     def auc(self, counts: Doubles) -> Doubles:
         """[b] as `metrics.auc`, a prompt that was drawn twice being two."""
-        weight = counts[:, self.rows]
+        drawn = counts[:, self.rows]
+        weight = drawn * self.weight
         successes = np.add.reduceat(weight * self.score, self.starts, axis=1)
         failures = np.add.reduceat(weight * (1.0 - self.score), self.starts, axis=1)
-        itself = weight @ (self.score * (1.0 - self.score))
+        itself = drawn @ (self.weight * np.minimum(self.weight, 1.0) * self.score * (1.0 - self.score))
         pairs = successes.sum(1) * failures.sum(1) - itself
         below = np.cumsum(failures, axis=1) - failures
         won = (successes * (below + 0.5 * failures)).sum(1) - 0.5 * itself
@@ -154,26 +165,31 @@ class _Ranked:
 
 
 def calibration_resampled(
-    predicted: NDArray[Any], score: NDArray[Any], resamples: Resamples, bins: int = 15
+    predicted: NDArray[Any],
+    score: NDArray[Any],
+    resamples: Resamples,
+    bins: int = 15,
+    weight: NDArray[Any] | None = None,
 ) -> Doubles:
     """[B] `metrics.calibration_error` of every resample; NaN where it holds no outcome."""
-    rows, columns = np.nonzero(np.isfinite(score))
+    weight = np.ones(score.shape) if weight is None else weight
+    rows, columns = np.nonzero(np.isfinite(score) & (weight > 0))
     order = np.argsort(predicted[rows, columns], kind="stable")
     rows, columns = rows[order], columns[order]
-    gaps = predicted[rows, columns].astype(np.float64) - score[rows, columns]
+    quality, by = predicted[rows, columns].astype(np.float64), weight[rows, columns].astype(np.float64)
+    starts = np.flatnonzero(np.r_[True, np.diff(quality) != 0])
+    gaps = quality - score[rows, columns]
     held: list[float] = []
     for counts in resamples.blocks():
         for drawn in counts:
-            weight = drawn[rows]
-            number = int(weight.sum())
-            if not number:
+            counted = drawn[rows] * by
+            mass = np.add.reduceat(counted, starts)
+            if not mass.any():
                 held.append(np.nan)
                 continue
-            parts = min(bins, number)
-            # As `numpy.array_split` cuts: the first bins take what is left over, one each.
-            edges = np.r_[0, np.cumsum(np.full(parts, number // parts) + (np.arange(parts) < number % parts))]
-            below = np.interp(edges, np.r_[0, np.cumsum(weight)], np.r_[0, np.cumsum(weight * gaps)])
-            held.append(float(np.abs(np.diff(below)).sum()) / number)
+            below = np.r_[0.0, np.cumsum(mass)], np.r_[0.0, np.cumsum(np.add.reduceat(counted * gaps, starts))]
+            edges = np.linspace(0.0, below[0][-1], min(bins, int((mass > 0).sum())) + 1)
+            held.append(float(np.abs(np.diff(np.interp(edges, *below))).sum() / below[0][-1]))
     return np.asarray(held)
 
 

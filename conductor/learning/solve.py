@@ -74,28 +74,34 @@ def quality_tensors(x: Floats, score: Floats, weight: Floats, recipe: Recipe, se
     return {name: np.ascontiguousarray(value, np.float32) for name, value in joined.items()}
 
 
-def length_tensors(x: Floats, output_tokens: Floats, l2: float = 0.3) -> dict[str, Floats]:
-    """Ridge regression of log output tokens; a model whose lengths are unknown gets the mean of the others.
+def length_tensors(
+    x: Floats, output_tokens: Floats, weight: Floats | None = None, l2: float = 0.3
+) -> dict[str, Floats]:
+    """Ridge regression of log output tokens [n, M] by weight; a model of unknown lengths gets the mean of the others.
 
     The bias is shifted so that predicted and actual tokens have the same sum: costs add up, logarithms do not.
     """
     models, features = output_tokens.shape[1], x.shape[1]
-    weight, bias = np.zeros((models, features), np.float32), np.zeros(models, np.float32)
-    anything = np.isfinite(output_tokens) & (output_tokens > 0)
-    fallback = float(np.log(output_tokens[anything]).mean()) if anything.any() else float(np.log(DEFAULT_OUTPUT_TOKENS))
-    for rows, columns in _same_rows(anything):
+    slope, bias = np.zeros((models, features), np.float32), np.zeros(models, np.float32)
+    known = np.isfinite(output_tokens) & (output_tokens > 0)
+    counts = np.where(known, 1.0 if weight is None else weight, 0.0).astype(np.float64)
+    anything = counts > 0
+    fallback = float(np.log(DEFAULT_OUTPUT_TOKENS))
+    if anything.any():
+        fallback = float(np.average(np.log(output_tokens[anything]), weights=counts[anything]))
+    for rows, columns in _alike(counts):
         if len(rows) < 2:
             bias[columns] = fallback
             continue
-        states = x[rows].astype(np.float64)
-        logs = np.log(output_tokens[np.ix_(rows, columns)].astype(np.float64))
-        centre, mean = states.mean(0), logs.mean(0)
-        solution = _ridge(states - centre, logs - mean, l2 * len(rows))
+        by = counts[rows, columns[0]]
+        states, tokens = x[rows].astype(np.float64), output_tokens[np.ix_(rows, columns)].astype(np.float64)
+        centre, mean = (np.average(values, axis=0, weights=by) for values in (states, np.log(tokens)))
+        root = np.sqrt(by)[:, None]
+        solution = _ridge(root * (states - centre), root * (np.log(tokens) - mean), l2 * by.sum())
         offset = mean - centre @ solution
-        predicted = np.exp(states @ solution + offset)
-        offset += np.log(output_tokens[np.ix_(rows, columns)].sum(0) / predicted.sum(0))
-        weight[columns], bias[columns] = solution.T, offset
-    return {"length.weight": weight, "length.bias": bias}
+        offset += np.log(by @ tokens / (by @ np.exp(states @ solution + offset)))
+        slope[columns], bias[columns] = solution.T, offset
+    return {"length.weight": slope, "length.bias": bias}
 
 
 DEFAULT_OUTPUT_TOKENS = 256.0
@@ -110,13 +116,13 @@ def _ridge(states: NDArray[np.float64], targets: NDArray[np.float64], penalty: f
     return np.asarray(np.linalg.solve(states.T @ states + penalty * np.eye(features), states.T @ targets))
 
 
-def _same_rows(known: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Groups of columns that are known on the same rows, so that one factorisation serves them all."""
+def _alike(counts: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The rows that count, and groups of columns in which the same rows count alike: one factorisation serves them."""
     patterns: dict[bytes, list[int]] = {}
-    for column in range(known.shape[1]):
-        patterns.setdefault(known[:, column].tobytes(), []).append(column)
+    for column in range(counts.shape[1]):
+        patterns.setdefault(counts[:, column].tobytes(), []).append(column)
     for columns in patterns.values():
-        yield np.flatnonzero(known[:, columns[0]]), np.asarray(columns, np.int64)
+        yield np.flatnonzero(counts[:, columns[0]]), np.asarray(columns, np.int64)
 
 
 def loss(logits: Tensor, score: Tensor, weight: Tensor, pairwise: float) -> Tensor:
@@ -132,7 +138,8 @@ def _between(logits: Tensor, score: Tensor, weight: Tensor) -> Tensor:
     """Logistic loss of `z_a - z_b` where the scores differ, weighted by how much, averaged over the other models."""
     models = logits.shape[1]
     gap = score[:, :, None] - score[:, None, :]
-    both = weight[:, :, None] * weight[:, None, :]
+    # Of the same dimension as a weight: a prompt whose outcomes weigh 2 counts as two prompts.
+    both = (weight[:, :, None] * weight[:, None, :]).sqrt()
     margins = (logits[:, :, None] - logits[:, None, :]) * gap.sign()
     return (functional.softplus(-margins) * gap.abs() * both).sum() / max(models - 1, 1)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from onebeat.conductor.learning.outcomes import FIELDS, Gatherer, Outcomes
+from onebeat.conductor.learning.weights import counted
 from onebeat.engine.errors import InputError
 from onebeat.engine.strict_json import shown
 
@@ -29,14 +30,15 @@ _UNDECODED = re.compile("[\udc80-\udcff]")
 def read_outcomes(
     paths: Collection[Path], *, models: Collection[str] | None = None, columns: Mapping[str, str] | None = None
 ) -> Outcomes:
-    """All outcomes of these files in one table. Raises `InputError` for a file of no known kind or without outcomes.
+    """All outcomes of these files in one table; those of weight 0 are none. Raises `InputError` for a file of no known
+    kind or without outcomes.
 
     `models` are the only ones taken; `columns` maps a fleet's model names to the columns that score them.
     """
     gatherer = Gatherer(known_models=models, renamed=columns or {})
     for path in paths:
         gatherer.add_all(records(path))
-    return gatherer.table()
+    return counted(gatherer.table())
 
 
 def records(path: Path) -> Iterator[Record]:

@@ -1,7 +1,9 @@
 """Who is fitted on and who is judged: splits by prompt within every source, or of whole sources.
 
 Enters: prompts and their groups. Leaves: index arrays with a name that says how to make them again. A prompt's side
-depends on its hash and the seed only, never on the order of a file, and white-space twins share a side.
+depends on the set of prompts of its source and on the seed: of that set the smallest salted hashes are held out, a
+share exact to one prompt. The order of a file has no say, and white-space twins share a side. Where prompts of a source
+come or go, the line moves and those next to it change sides: what a head was fitted on, `fitted` knows by hashes.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Split:
     name: str
 
     def within(self, rows: Rows) -> Split:
-        """The same split of a table that keeps only `rows`, numbered anew: sides do not depend on who else is there."""
+        """The same split of a table that keeps only `rows`, numbered anew: every prompt stays on its side."""
         place = {int(row): number for number, row in enumerate(rows)}
         sides = [
             np.array([place[int(row)] for row in side if int(row) in place], np.int64) for side in (self.fit, self.test)

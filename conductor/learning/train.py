@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from onebeat.conductor.learning import dial, fit
+from onebeat.conductor.learning import fit
 from onebeat.conductor.learning.artifact import link_backbone, write_head
-from onebeat.conductor.learning.costs import Costs, Price, costs, prices_for
-from onebeat.conductor.learning.curves import Judged
+from onebeat.conductor.learning.costs import Price, costs, prices_for
+from onebeat.conductor.learning.dial import balanced_reference
 from onebeat.conductor.learning.drift import baseline
 from onebeat.conductor.learning.features import Features, Reading, extract
-from onebeat.conductor.learning.metrics import auc_overall, auc_per_model, auc_within, calibration_error
+from onebeat.conductor.learning.fitted import FIELD, hashes
+from onebeat.conductor.learning.judging import Ground, ground_of, means_over_all, rounded, summary
+from onebeat.conductor.learning.judging import judged_of as judged_of
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.preflight import check_arguments, check_outcomes
 from onebeat.conductor.learning.progress import Progress
@@ -35,9 +37,7 @@ from onebeat.conductor.learning.splits import (
     sampled,
     split_prompts,
 )
-from onebeat.conductor.learning.weights import counted, mean_scores
 from onebeat.engine.config import BackboneConfig
-from onebeat.engine.errors import InputError
 from onebeat.engine.whole_folder import whole_folder
 
 
@@ -99,7 +99,7 @@ def train(job: Job, say: Callable[[str], None]) -> Result:
 
 
 def _train(job: Job, tap_sets: Sequence[Sequence[fit.TapName]], folder: Path, say: Callable[[str], None]) -> Result:
-    everything = counted(read_outcomes(job.files, columns=job.columns))
+    everything = read_outcomes(job.files, columns=job.columns)
     outcomes = everything.with_models(job.models or everything.models)
     for line in everything.report.lines():
         say(line)
@@ -113,22 +113,28 @@ def _train(job: Job, tap_sets: Sequence[Sequence[fit.TapName]], folder: Path, sa
     features = _features(job, tap_sets, outcomes)
     everything, outcomes = everything.select(features.rows), outcomes.select(features.rows)
     split = split.within(features.rows)
-    warnings = _warnings(outcomes, features)
+    warnings = _warnings(outcomes, features, job.max_prompt_tokens)
     head = _fit(job, tap_sets, features, outcomes, everything, split.fit, say)
     prices = prices_for(outcomes, job.prices, features.prompt_tokens)
-    judged = judge(head, features, outcomes, prices, split.test) if len(split.test) else None
-    test = summary(judged, outcomes.select(split.test)) if judged else {}
+    test = summary(_predicted(head, features, split.test), outcomes.select(split.test))
+    if test and test["prompts_without_every_score"] == test["prompts"]:
+        warnings.append(
+            "no held-out prompt has every model's score: predictions are judged on the scores there are, and what "
+            "choices among the models would earn cannot be"
+        )
     rows = split.fit
     if job.use_everything:
         rows = np.arange(len(outcomes.prompts))
         say(f"fitting once more on all {len(rows)} prompts, with {head.recipe.name()}")
         head = _fit(replace(job, recipes=(head.recipe,)), [head.taps], features, outcomes, everything, rows, say)
-    description = describe(job, head, features, outcomes, prices, split, rows, test)
-    solved = description["fitted"]["dial"]
-    if not solved["points"]:
+    table = outcomes.select(rows)
+    money = costs(table, prices, features.prompt_tokens[rows], head.out_of_fold_tokens)
+    ground = ground_of(head.out_of_fold, money, table)
+    description = describe(job, head, features, outcomes, prices, split, rows, test, ground)
+    if ground.why_not:
         warnings.append(
-            f"no dial is kept, so no target can be promised: {solved['prompts']} prompts to fit on have a score for "
-            f"every model, and {dial.LEAST_PROMPTS} are needed"
+            f"no dial is kept, so no target can be promised: {ground.why_not}; the middle of the dial is set by "
+            f"{ground.how}"
         )
     description["fitted"]["sample"] = {"prompts": len(chosen), "of": read, "most": job.max_prompts}
     write_head(folder, description, head.tensors)
@@ -155,44 +161,6 @@ def split_outcomes(outcomes: Outcomes, job: Job) -> Split:
     return split_prompts(outcomes.prompts, outcomes.groups, test_share=job.test_share, seed=job.seed)
 
 
-def judge(
-    head: fit.FittedHead, features: Features, outcomes: Outcomes, prices: Sequence[Price], rows: np.ndarray[Any, Any]
-) -> Judged:
-    """What the head predicts for `rows`, beside what came out; prompts without a score for every model are left out."""
-    quality, tokens = head.head().score_in_bulk(_side(features, head.taps, rows))
-    table = outcomes.select(rows)
-    return judged_of(quality, costs(table, prices, features.prompt_tokens[rows], tokens), table)
-
-
-def judged_of(quality: fit.Floats, money: Costs, outcomes: Outcomes) -> Judged:
-    """Predictions and outcomes of the prompts that every model answered."""
-    complete = np.flatnonzero(np.isfinite(outcomes.score).all(1))
-    if not len(complete):
-        raise InputError("no prompt has a score for every model, so a choice cannot be judged; name fewer --models.")
-    return Judged(
-        outcomes.models,
-        quality[complete].astype(np.float64),
-        money.predicted[complete],
-        outcomes.score[complete].astype(np.float64),
-        money.actual[complete],
-        tuple(outcomes.groups[row] for row in complete),
-    )
-
-
-def summary(judged: Judged, outcomes: Outcomes) -> dict[str, Any]:
-    """The held-out figures that router.json carries."""
-    quality, score = judged.quality, judged.score
-    per_model = dict(zip(judged.models, auc_per_model(quality, score), strict=True))
-    return {
-        "prompts": len(score),
-        "prompts_without_every_score": len(outcomes.prompts) - len(score),
-        "auc": _rounded(auc_overall(quality, score)),
-        "auc_within_source": _rounded(auc_within(quality, score, judged.groups)),
-        "auc_per_model": {name: _rounded(value) for name, value in per_model.items()},
-        "calibration_error": _rounded(calibration_error(quality, score)),
-    }
-
-
 def describe(
     job: Job,
     head: fit.FittedHead,
@@ -202,18 +170,16 @@ def describe(
     split: Split,
     rows: np.ndarray[Any, Any],
     test: Mapping[str, Any],
+    ground: Ground,
 ) -> dict[str, Any]:
     """router.json."""
     from onebeat import __version__
 
-    table = outcomes.select(rows)
-    judged = judged_of(
-        head.out_of_fold, costs(table, prices, features.prompt_tokens[rows], head.out_of_fold_tokens), table
-    )
-    reference = dial.balanced_reference(judged)
+    table, reference = outcomes.select(rows), balanced_reference(ground.judged)
     files = ", ".join(path.name for path in job.files)
     states = _side(features, head.taps, rows)
-    means = mean_scores(table)
+    means = means_over_all(table.score, head.out_of_fold, table)
+    lengths = means_over_all(table.output_tokens, head.out_of_fold_tokens, table)
     return {
         "format_version": 1,
         "name": job.name or job.output.absolute().name,
@@ -225,8 +191,8 @@ def describe(
                 "name": name,
                 "input_usd_per_million": price.input_usd_per_million,
                 "output_usd_per_million": price.output_usd_per_million,
-                "mean_quality": _rounded(float(means[column])),
-                "mean_output_tokens": _mean_tokens(table, head, column),
+                "mean_quality": rounded(float(means[column])),
+                "mean_output_tokens": round(float(lengths[column]), 1),
                 "fitted_on": f"{int((table.weight[:, column] > 0).sum())} outcomes of {files}",
                 "fitted_at": job.today,
             }
@@ -234,7 +200,7 @@ def describe(
         ],
         "head": {"kind": head.recipe.kind},
         "calibration": head.calibration,
-        "dial": {"reference_cost_usd": _rounded(reference)},
+        "dial": {"reference_cost_usd": rounded(reference)},
         "fitted": {
             "by": f"onebeat {__version__}",
             "at": job.today,
@@ -258,13 +224,14 @@ def describe(
                 {
                     "taps": fit.describe_taps(trial.taps),
                     "recipe": trial.recipe.name(),
-                    "log_loss": _rounded(trial.log_loss),
-                    "between_models": _rounded(trial.between_models),
-                    "auc_within_source": _rounded(trial.auc_within),
+                    "log_loss": rounded(trial.log_loss),
+                    "between_models": rounded(trial.between_models),
+                    "auc_within_source": rounded(trial.auc_within),
                 }
                 for trial in head.trials[:12]
             ],
-            "dial": dial.solve(judged, reference, seed=job.seed),
+            "dial": ground.dial(reference, seed=job.seed),
+            FIELD: hashes(table.prompts),
         },
         "drift": baseline(states, head.out_of_fold, head.out_of_fold_tokens, seed=job.seed),
     }
@@ -303,11 +270,21 @@ def _side(features: Features, taps: Sequence[fit.TapName], rows: np.ndarray[Any,
     return fit.side_by_side({tap: features.states[tap][rows] for tap in taps}, taps)
 
 
-def _warnings(outcomes: Outcomes, features: Features) -> list[str]:
+def _warnings(outcomes: Outcomes, features: Features, most: int) -> list[str]:
     warnings = [f"{name}: its column predicts a constant" for name in fit.one_class(outcomes)]
+    if fit.confounded(outcomes):
+        warnings.append(
+            "no source has outcomes of two models, so a good model cannot be told from easy prompts; do not rely on "
+            "this head before it is judged on prompts that several models answered"
+        )
     if features.refused:
         row, why = next(iter(features.refused.items()))
         warnings.append(f"{len(features.refused)} prompts cannot be read and are left out (first, prompt {row}: {why})")
+    if (cut := features.cut_tokens > 0).any():
+        warnings.append(
+            f"{cut.sum()} prompts of up to {features.prompt_tokens.max():,} tokens are longer than the "
+            f"{most:,} of --max-prompt-tokens, and are read without their middle"
+        )
     return warnings
 
 
@@ -316,11 +293,6 @@ def _newest(time_s: np.ndarray[Any, Any]) -> float | None:
     return float(known.max()) if known.size else None
 
 
-def _mean_tokens(table: Outcomes, head: fit.FittedHead, column: int) -> float:
-    known = table.output_tokens[:, column]
-    known = known[np.isfinite(known)]
-    return round(float(known.mean() if known.size else head.out_of_fold_tokens[:, column].mean()), 1)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.5g}")
+def _predicted(head: fit.FittedHead, features: Features, rows: np.ndarray[Any, Any]) -> fit.Floats:
+    """[k, M] quality of these rows."""
+    return head.head().score_in_bulk(_side(features, head.taps, rows))[0]

@@ -25,8 +25,9 @@ class Trial:
     taps: tuple[TapName, ...]
     recipe: Recipe
     log_loss: float
-    between_models: float
-    """Mean squared error of the predicted difference between a model and the mean of the others: what routing uses."""
+    between_models: float | None
+    """Mean squared error of the predicted difference between a model and the mean of the others, by weight: what
+    routing uses. None where hardly a prompt was answered by two models."""
     auc: float | None
     auc_within: float | None
     losses: Floats
@@ -35,7 +36,13 @@ class Trial:
     @property
     def criterion(self) -> float:
         """What decides: the cross-entropy, plus the error between models, which alone moves a decision."""
-        return self.log_loss + 2.0 * self.between_models
+        return self.log_loss + 2.0 * (self.between_models or 0.0)
+
+
+def between_models(centred: NDArray[np.float64], weight: NDArray[np.float64]) -> float | None:
+    """The mean square of [n, M] errors less their prompt's mean, by weight; None where all are NaN."""
+    counts = np.where(np.isfinite(centred), weight, 0.0)
+    return float(np.average(np.nan_to_num(np.square(centred)), weights=counts)) if counts.any() else None
 
 
 def steadiest(trials: Sequence[Trial]) -> int:
@@ -60,6 +67,6 @@ def losses_of(
     """[n] the cross-entropy, by weight, and the error between models of each prompt: their mean is the criterion."""
     clipped = np.clip(quality, 1e-6, 1 - 1e-6)
     entropy = weight * np.where(weight > 0, score * np.log(clipped) + (1 - score) * np.log(1 - clipped), 0.0)
-    square = np.nan_to_num(np.square(centred))
-    between = square.sum(1) / max(np.isfinite(centred).sum(), 1)
+    counts = np.where(np.isfinite(centred), weight, 0.0)
+    between = (np.nan_to_num(np.square(centred)) * counts).sum(1) / max(float(counts.sum()), 1e-12)
     return np.asarray(len(score) * (2.0 * between - entropy.sum(1) / weight.sum()), np.float32)

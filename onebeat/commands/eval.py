@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from onebeat.conductor.learning.fleet_columns import add_fleet, columns_of
+
 MOST_BOOTSTRAPS = 10_000
 
 
@@ -33,12 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge a seeded sample of more distinct prompts; default: as the head was fitted",
     )
     add("--cache", type=Path, help="folder for features; default: the user's cache")
-    add("--fleet", type=Path, help="fleet.toml whose `scored_as` names the column of each model, for its ledger")
+    add_fleet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the judgement."""
-    from onebeat.conductor.fleet_file import columns_of
     from onebeat.conductor.learning import report_html, report_text
     from onebeat.conductor.learning.evaluate import TARGETS, Question, evaluate
     from onebeat.conductor.learning.preflight import LARGEST_SEED, MOST_PROMPTS, check_cache, check_output_file

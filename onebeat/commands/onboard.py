@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from onebeat.conductor.learning.fleet_columns import add_fleet, columns_of
 from onebeat.engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,8 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--input-usd", type=float, help="list price per million input tokens")
     add("--output-usd", type=float, help="list price per million output tokens")
     add("--output", type=Path, help="folder for the router with the new column")
+    add("--name", help="the new router's name; default: that of the output folder")
+    add(
+        "--max-prompts",
+        type=int,
+        default=50_000,
+        help="of a pool of more distinct prompts a seeded sample is read (default %(default)s: half an hour on two "
+        "cores)",
+    )
     add("--seed", type=int, default=0, help="of ties and the bootstrap (default %(default)s)")
     add("--cache", type=Path, help="folder for features; default: the user's cache")
+    add_fleet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
     description, tensors = read_head(args.router)
     names = [column["name"] for column in description["columns"]]
     _check(args, names)
-    pool = _pool(args.pool) if args.pool else []
+    args.columns = columns_of(args.fleet)
+    pool = _sampled(_distinct(_pool(args.pool)), args) if args.pool else []
     if args.chosen:
-        pool = _distinct(pool)
         quality, _, _ = _predict(args, description, tensors, pool)
         rows = onboard.choose_prompts(quality, args.count, seed=args.seed)
         args.chosen.write_bytes(b"".join(msgspec.json.encode(_record(pool[row])) + b"\n" for row in rows))
@@ -75,6 +85,7 @@ def _onboard(
     from onebeat.conductor.learning import onboard
     from onebeat.conductor.learning.artifact import link_backbone, write_head
     from onebeat.conductor.learning.drift import features_only
+    from onebeat.conductor.learning.fitted import FIELD, hashes
 
     names = [column["name"] for column in description["columns"]]
     outcomes = _graded(args)
@@ -97,7 +108,10 @@ def _onboard(
     table = np.concatenate([reach[1], wanted[:, None]], axis=1)
     updated, added = onboard.add_column(description, tensors, table, wide, column, ratio, like)
     fitted = {key: value for key, value in description["fitted"].items() if key != "dial"}
-    updated["fitted"] = fitted | {"onboarded": [*description["fitted"].get("onboarded", []), column["fitted_on"]]}
+    fitted["onboarded"] = [*fitted.get("onboarded", []), column["fitted_on"]]
+    if FIELD in fitted:
+        fitted[FIELD] = hashes(outcomes.prompts, fitted[FIELD])
+    updated |= {"fitted": fitted, "name": args.name or args.output.absolute().name}
     updated["drift"] = features_only(description.get("drift") or {})
     write_head(folder, updated, added)
     link_backbone(args.router, folder)
@@ -117,10 +131,17 @@ def _onboard(
 def _check(args: argparse.Namespace, names: list[str]) -> None:
     """What is wrong with an argument is said before a prompt is read."""
     from onebeat.conductor.learning.onboard import MAX_PROMPTS, MIN_PROMPTS
-    from onebeat.conductor.learning.preflight import LARGEST_SEED, check_cache, check_output_file
+    from onebeat.conductor.learning.preflight import (
+        LARGEST_SEED,
+        MOST_PROMPTS,
+        check_cache,
+        check_name,
+        check_output_file,
+    )
     from onebeat.engine.arguments import number, whole
 
     whole("--seed", args.seed, least=0, largest=LARGEST_SEED)
+    whole("--max-prompts", args.max_prompts, least=MAX_PROMPTS, largest=MOST_PROMPTS)
     check_cache(args.cache)
     if args.chosen is not None:
         whole("--count", args.count, least=MIN_PROMPTS, largest=MAX_PROMPTS)
@@ -135,18 +156,18 @@ def _check(args: argparse.Namespace, names: list[str]) -> None:
         number(flag, needed[flag], "it must be 0 to 1,000,000 dollars per million tokens", least=0.0, largest=1e6)
     if not args.model.strip():
         raise InputError(f"--model is {args.model!r}; give the new model's name.")
+    check_name(args.name or args.output.absolute().name)
     if args.successor_of is not None and args.successor_of not in names:
         raise InputError(f"--successor-of is {args.successor_of!r}; the columns are {', '.join(names)}.")
 
 
 def _graded(args: argparse.Namespace) -> Any:
     from onebeat.conductor.learning.sources import read_outcomes
-    from onebeat.conductor.learning.weights import counted
 
-    outcomes = read_outcomes(args.outcomes, models=[args.model])
+    outcomes = read_outcomes(args.outcomes, models=[args.model], columns=args.columns)
     for line in outcomes.report.lines():
         print(line, file=sys.stderr)
-    outcomes = counted(outcomes.with_models([args.model]))
+    outcomes = outcomes.with_models([args.model])
     return outcomes.select(np.flatnonzero(np.isfinite(outcomes.score[:, 0])))
 
 
@@ -228,6 +249,16 @@ def _pool(path: Path) -> list[Prompt]:
             raise InputError(f'{path}:{number} has neither "prompt" nor "messages".')
         prompts.append(prompt)
     return prompts
+
+
+def _sampled(pool: list[Prompt], args: argparse.Namespace) -> list[Prompt]:
+    """Each prompt costs a forward pass, and more of one kind say little that so many do not."""
+    from onebeat.conductor.learning.splits import sample_prompts, sampled
+
+    rows = sample_prompts(pool, [""] * len(pool), args.max_prompts, seed=args.seed)
+    if len(rows) < len(pool):
+        print(sampled(len(rows), len(pool), args.seed), file=sys.stderr)
+    return [pool[row] for row in rows]
 
 
 def _distinct(prompts: list[Prompt]) -> list[Prompt]:

@@ -7,6 +7,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from onebeat.conductor.learning.fleet_columns import add_fleet, columns_of
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `onebeat promote`."""
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "place there, so that rolling back again undoes it",
     )
     add("--cache", type=Path, help="folder for features; default: the user's cache")
+    add_fleet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,12 +44,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.candidate is None or not args.outcomes:
         raise InputError("promote needs a candidate's folder and --outcomes to judge it on, or --roll-back.")
+    fleet = columns_of(args.fleet)
     # Both heads are looked at before what may be a million outcomes.
     for folder in (args.router, args.candidate):
         read_head(folder)
     cache_folder = args.cache or CACHE_FOLDER / "features"
     check_cache(cache_folder)
-    outcomes = read_outcomes(args.outcomes)
+    outcomes = read_outcomes(args.outcomes, columns=fleet)
     for line in outcomes.report.lines():
         print(line, file=sys.stderr)
     files = [path.name for path in args.outcomes]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onebeat.engine.decision import Decision
     from onebeat.engine.records import Prompt
     from onebeat.engine.router import Router
-    from onebeat.engine.targets import Setting
+    from onebeat.engine.targets import Setting, Target
 
 LARGEST_INPUT_BYTES = 64 * 1024 * 1024
 """Of one prompt, or of one JSON line."""
@@ -57,26 +57,25 @@ def run(args: argparse.Namespace) -> int:
     from onebeat.engine.targets import MIDDLE, check_target
 
     # What is wrong with the arguments is said before the seconds that loading takes.
-    if args.target is not None:
-        check_target(args.tradeoff, args.target, args.model)
+    target = None if args.target is None else check_target(args.tradeoff, args.target, args.model)
     check_dial(MIDDLE if args.tradeoff is None else args.tradeoff, args.min_quality, args.max_cost_usd)
     with _open(args) as source:
         if args.jsonl:
-            return _route_lines(args, source)
+            return _route_lines(args, source, target)
         prompt = _one_prompt(args, source)
-    router, setting = _load(args)
+    router, setting = _load(args, target)
     _print(router.route(prompt, **_dials(args, setting)), None, args, setting)
     return 0
 
 
-def _route_lines(args: argparse.Namespace, source: BinaryIO | None) -> int:
+def _route_lines(args: argparse.Namespace, source: BinaryIO | None, target: Target | None) -> int:
     if source is None:
         raise InputError("--jsonl reads lines from --file or standard input; leave out the prompt argument.")
     lines = _lines(source)
     batch, failed = list(islice(lines, BATCH_PROMPTS)), False
     if not batch:
         raise InputError(f"{_place(args)} holds no lines; give one JSON value per line.")
-    router, setting = _load(args)
+    router, setting = _load(args, target)
     while batch:
         for number, decision in _decide(router, batch, _dials(args, setting)):
             _print(decision, number, args, setting)
@@ -86,12 +85,12 @@ def _route_lines(args: argparse.Namespace, source: BinaryIO | None) -> int:
     return 2 if failed else 0
 
 
-def _load(args: argparse.Namespace) -> tuple[Router, Setting | None]:
+def _load(args: argparse.Namespace, target: Target | None) -> tuple[Router, Setting | None]:
     """The router, and where it sets its dial for `--target`."""
     from onebeat.engine.router import Router
 
     router = Router.from_pretrained(args.router, precision=args.precision, device=args.device)
-    return router, None if args.target is None else router.setting_for(args.target)
+    return router, None if target is None else router.setting_for(target)
 
 
 def _dials(args: argparse.Namespace, setting: Setting | None) -> dict[str, Any]:

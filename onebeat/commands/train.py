@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onebeat.conductor.learning.fleet_columns import add_fleet, columns_of
 from onebeat.engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,12 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", help="the router's name; default: that of the output folder")
     add("--head-only", action="store_true", help="write router.json and router_head.safetensors, no backbone")
     add("--cache", type=Path, help="folder for features, so that a second run is quick; default: the user's cache")
-    add("--fleet", type=Path, help="fleet.toml whose `scored_as` names the column of each model")
+    add_fleet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Fits, writes the router and prints how good it is."""
-    from onebeat.conductor.fleet_file import columns_of
     from onebeat.conductor.learning import fit
     from onebeat.conductor.learning.costs import read_prices
     from onebeat.conductor.learning.solve import Recipe
@@ -126,7 +126,7 @@ def text(result: Result) -> str:
         lines += [f"  {_shown(value):>6}  {name}" for name, value in test["auc_per_model"].items()]
     lines.append(
         f"best single model: {dial['best_model']} at {dial['best_quality']:.3f} for "
-        f"${dial['best_usd_per_thousand']:.3f} per thousand (out of fold)"
+        f"${dial['best_usd_per_thousand']:.3f} per thousand (by {dial['how']})"
     )
     return "\n".join(lines)
 

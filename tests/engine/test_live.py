@@ -18,7 +18,7 @@ from onebeat.engine.live import LiveRouter
 from onebeat.engine.mailbox import Mailbox
 from onebeat.engine.records import Column, Prompt, Scores
 from onebeat.engine.runner import Runner
-from onebeat.engine.targets import Setting
+from onebeat.engine.targets import Setting, Target
 from tests.engine.fake_model import Prepared
 from tests.engine.tiny_models import backbone_of, build
 
@@ -58,7 +58,7 @@ class TinyRouter:
         ids = [ord(letter) % 300 for letter in str(prompt)][: self.max_prompt_tokens]
         return Prepared(ids, len(str(prompt)), len(str(prompt)) - len(ids))
 
-    def setting_for(self, target: str) -> Setting:
+    def setting_for(self, target: str | Target) -> Setting:
         raise InputError("this router has no solved dial.")
 
     def decide(self, scores: Scores, row: int = 0, *, models: Sequence[str] | None = None, **dials: Any) -> Decision:

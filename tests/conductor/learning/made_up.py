@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +41,40 @@ def world(
         for column, name in enumerate(MODELS)
     ]
     table = Gatherer().add_all(records).table().with_models(MODELS)
-    return x, chance, table
+    place = {prompt: row for row, prompt in enumerate(table.prompts)}
+    return x, chance, table.select(np.array([place[f"made-up prompt {row}"] for row in range(prompts)]))
+
+
+def specialists(prompts: int = 400, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64], Outcomes]:
+    """The same, of models that are good at opposite things: what one of them fails says little of the others."""
+    x, _, outcomes = world(prompts, seed=seed)
+    skill = np.stack([1.5 * x[:, 0] + 0.2, -1.5 * x[:, 0] + 0.3, 0.3 * x[:, 1] + 0.4], axis=1)
+    chance = 1 / (1 + np.exp(-1.3 * skill.astype(np.float64)))
+    score = np.random.default_rng(seed + 7).uniform(size=chance.shape) < chance
+    return x, chance, replace(outcomes, score=score.astype(np.float32))
+
+
+def logged(outcomes: Outcomes, chance: NDArray[np.float64], seed: int = 0, *, explore: float = 0.4) -> Outcomes:
+    """One answer a prompt: of the model that a policy with a notion of the truth takes, or of one drawn at random."""
+    random = np.random.default_rng(seed)
+    rows, models = np.arange(len(chance)), chance.shape[1]
+    propensity = np.full(chance.shape, explore / models)
+    propensity[rows, (chance + 0.3 * random.normal(size=chance.shape)).argmax(1)] += 1.0 - explore
+    chosen = (propensity.cumsum(1) < random.uniform(size=(len(rows), 1))).sum(1)
+    known = np.zeros(chance.shape, bool)
+    known[rows, chosen] = True
+
+    def masked(table: NDArray[np.floating]) -> NDArray[np.float32]:
+        return np.where(known, table, np.nan).astype(np.float32)
+
+    return replace(
+        outcomes,
+        score=masked(outcomes.score),
+        output_tokens=masked(outcomes.output_tokens),
+        cost_usd=masked(outcomes.cost_usd),
+        weight=np.where(known, outcomes.weight, np.float32(0)),
+        propensity=masked(propensity),
+    )
 
 
 def judged(seed: int = 0, prompts: int = 600, *, noise: float = 0.4) -> Judged:

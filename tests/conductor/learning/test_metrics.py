@@ -57,6 +57,37 @@ def test_calibration_error() -> None:
     assert metrics.calibration_error(predicted + 0.1, score, bins=2) == pytest.approx(0.1)
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 3)), min_size=2, max_size=25
+    ).filter(lambda cells: any(count for *_, count in cells))
+)
+def test_an_outcome_of_weight_2_is_the_outcome_twice(cells: list[tuple[int, float, int]]) -> None:
+    predicted = np.array([[value / 5] for value, _, _ in cells])
+    score, weight = (np.array([[cell[at]] for cell in cells], float) for at in (1, 2))
+    groups = [f"source {value % 2}" for value, _, _ in cells]
+    times = np.repeat(np.arange(len(cells)), weight[:, 0].astype(int))
+    again = predicted[times], score[times]
+    assert metrics.auc(predicted, score, weight) == pytest.approx(metrics.auc(*again))
+    assert metrics.auc_overall(predicted, score, weight) == pytest.approx(metrics.auc_overall(*again))
+    within = metrics.auc_within(predicted, score, groups, weight)
+    assert within == pytest.approx(metrics.auc_within(*again, [groups[row] for row in times]))
+    for bins in (2, 3, 15):
+        error = metrics.calibration_error(predicted, score, bins, weight)
+        assert error == pytest.approx(metrics.calibration_error(*again, bins))
+
+
+def test_small_weights_scale_without_effect() -> None:
+    random = np.random.default_rng(3)
+    predicted, score = random.uniform(size=(2, 60, 1))
+    all_alike = np.full(score.shape, 0.01)
+    # A cell is never compared to itself, so that a weight below 1 does not make one out of nothing.
+    assert metrics.auc(predicted, score, all_alike) == pytest.approx(metrics.auc(predicted, score))
+    error = metrics.calibration_error(predicted, score, weight=all_alike)
+    assert error == pytest.approx(metrics.calibration_error(predicted, score))
+    assert metrics.auc(predicted, score, np.zeros(score.shape)) is None
+
+
 def test_routellm_of_an_oracle_a_coin_and_a_known_case() -> None:
     random = np.random.default_rng(1)
     weak, strong = (random.uniform(size=(2, 20_000)) < np.array([[0.6], [0.8]])).astype(float)

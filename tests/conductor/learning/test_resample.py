@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onebeat.conductor.learning import baselines, choosing, compare, metrics, resample
-from onebeat.conductor.learning.curves import Curve, Judged, cost_to_reach, quality_at_cost, trace
+from onebeat.conductor.learning.curves import Curve, Judged, cost_to_reach, quality_at_cost, single_means, trace
 from onebeat.conductor.learning.resample import Resamples, alone, traced
 from tests.conductor.learning.made_up import judged
 
@@ -30,7 +30,8 @@ def whole() -> Judged:
     found = judged(seed=5, prompts=PROMPTS)
     random = np.random.default_rng(0)
     # Fractional scores and tied predictions, too.
-    return replace(found, score=np.where(random.uniform(size=found.score.shape) < 0.2, 0.25, found.score))
+    score = np.where(random.uniform(size=found.score.shape) < 0.2, 0.25, found.score)
+    return replace(found, score=score, weight=random.integers(1, 4, score.shape) / 2.0)
 
 
 def test_counts_are_those_of_the_draws() -> None:
@@ -48,7 +49,7 @@ def test_a_resampled_curve_is_the_curve_of_the_resample(whole: Judged, monkeypat
         curve = trace(sample, REFERENCE)
         np.testing.assert_allclose(found.quality[place], curve.quality, rtol=1e-12)
         np.testing.assert_allclose(found.cost_usd[place], curve.cost_usd, rtol=1e-12)
-        np.testing.assert_allclose(singles.quality[place], sample.score.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(singles.quality[place], single_means(sample)[0], rtol=1e-12)
 
 
 def test_the_intervals_of_figures_are_those_of_the_resamples(whole: Judged) -> None:
@@ -58,7 +59,7 @@ def test_the_intervals_of_figures_are_those_of_the_resamples(whole: Judged) -> N
     for rows in drawn():
         sample = whole.take(rows)
         curve = trace(sample, REFERENCE)
-        quality, cost = sample.score.mean(0), sample.cost_usd.mean(0)
+        quality, cost = single_means(sample)
         parity, half = cost_to_reach(curve, quality[best]), quality_at_cost(curve, 0.5 * cost[best])
         held["cost_at_best_quality"].append(np.inf if parity is None else parity / cost[best])
         held["points_at_half_cost"].append(-np.inf if half is None else 100 * (half - quality[best]))
@@ -74,15 +75,17 @@ def test_auc_and_calibration_are_those_of_the_resamples(whole: Judged) -> None:
     score = whole.score.copy()
     score[np.random.default_rng(1).uniform(size=score.shape) < 0.3] = np.nan
     groups = tuple(f"group {row % 40}" for row in range(PROMPTS))
-    overall = resample.auc_resampled(quality, score, None, RESAMPLES)
-    within = resample.auc_resampled(quality, score, groups, RESAMPLES)
-    # A tie at the edge of a bin may fall on either side of it: no ties here.
-    off = resample.calibration_resampled(whole.quality, score, RESAMPLES)
+    weight = whole.weight
+    assert weight is not None
+    overall = resample.auc_resampled(quality, score, None, RESAMPLES, weight)
+    within = resample.auc_resampled(quality, score, groups, RESAMPLES, weight)
+    off = resample.calibration_resampled(quality, score, RESAMPLES, weight=weight)
     for place, rows in enumerate(drawn()):
         names = [groups[row] for row in rows]
-        assert overall[place] == pytest.approx(metrics.auc_overall(quality[rows], score[rows]))
-        assert within[place] == pytest.approx(metrics.auc_within(quality[rows], score[rows], names))
-        assert off[place] == pytest.approx(metrics.calibration_error(whole.quality[rows], score[rows]))
+        sample = quality[rows], score[rows]
+        assert overall[place] == pytest.approx(metrics.auc_overall(*sample, weight[rows]))
+        assert within[place] == pytest.approx(metrics.auc_within(*sample, names, weight[rows]))
+        assert off[place] == pytest.approx(metrics.calibration_error(*sample, weight=weight[rows]))
 
 
 def test_of_one_class_nothing_is_ranked(whole: Judged) -> None:
@@ -107,7 +110,7 @@ def test_choices_that_need_no_router_are_rows_like_the_others(whole: Judged) -> 
     assert routers["always the best"]["intervals"]["cost_at_best_quality"] == pytest.approx([1.0, 1.0])
     assert routers["always the cheapest"]["cost_at_best_quality"] is None
     assert routers["always the cheapest"]["intervals"]["cost_at_best_quality"] == [None, None]
-    cheap, middle, dear = whole.score.mean(0)
+    cheap, middle, dear = single_means(whole)[0]
     half = 0.5 * whole.cost_usd[0, 2]
     share = (half - whole.cost_usd[0, 0]) / (whole.cost_usd[0, 2] - whole.cost_usd[0, 0])
     coin = 100 * (cheap + share * (dear - cheap) - dear)
@@ -125,7 +128,7 @@ def test_choices_that_need_no_router_are_rows_like_the_others(whole: Judged) -> 
 
 
 def _means(whole: Judged) -> compare.Singles:
-    return compare.Singles(whole.score.mean(0), whole.cost_usd.mean(0), 2)
+    return compare.Singles(*single_means(whole), 2)
 
 
 def test_the_best_mix_of_any_two_is_the_hull(whole: Judged) -> None:

@@ -85,9 +85,13 @@ async def test_traffic_is_watched_logged_and_judged_by(
     table = read_outcomes([bench.ledger])
     assert len(table.prompts) == len(asked) and set(table.models) == set(NAMES)
     assert np.isfinite(table.propensity).sum() == len(asked) and (table.propensity < 1).any()
-    # One answer a prompt: nothing to fit on, and that is said; a candidate can be judged all the same.
-    assert fit(traffic, ledger, "from-traffic") == 2
-    assert "no prompt was answered by two models" in capsys.readouterr().err
+    # One answer a prompt is enough for a head, too few drawn by chance for a dial, and enough to judge a candidate by.
+    assert fit(traffic, ledger, "from-traffic") == 0
+    said = capsys.readouterr().err
+    assert "no held-out prompt has every model's score" in said
+    assert "0 prompts to fit on have a score for every model, and 30 are needed; what the log drew by chance" in said
+    assert main(["route", "--router", str(traffic / "from-traffic"), "--tradeoff", "1", "prove the river"]) == 0
+    assert capsys.readouterr().out.startswith("gpt-4o")
     assert fit(traffic, str(traffic / "outcomes.jsonl"), "candidate", "--seed", "1") == 0
     capsys.readouterr()
     common = ["--router", str(traffic / "router"), "--outcomes", ledger, "--cache", str(traffic / "cache"), "--dry-run"]
