@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 
 from onebeat.conductor.learning import solve
 from onebeat.conductor.learning.curves import Curve, Doubles, Judged, single_means
+from onebeat.conductor.learning.metrics import hull
 from onebeat.conductor.learning.outcomes import Outcomes
+from onebeat.conductor.learning.resample import Traced
 from onebeat.conductor.learning.weights import known_weight, mean_scores
 from onebeat.engine.records import Prompt
 
 Floats = NDArray[np.float32]
 NEIGHBOURS = 40
 TERMS = 5000
+UNKNOWN_QUALITY = 0.5
+"""Of a model that the fitting side has no outcome of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +51,9 @@ def best_on_fit(outcomes: Outcomes, judged: Judged) -> Single:
     return next(single for single in singles(judged) if single.model == name)
 
 
-def random_mix(judged: Judged, cost_usd: float) -> float:
-    """The quality of the best random mix of two models at a mean cost: the concave hull of the single models."""
-    from onebeat.conductor.learning.metrics import hull
-
-    held = singles(judged)
-    costs, qualities = hull(np.array([s.cost_usd for s in held]), np.array([s.quality for s in held]))
-    return float(np.interp(cost_usd, costs, qualities))
-
-
 def per_source_means(outcomes: Outcomes, groups: Sequence[str]) -> Doubles:
     """[n, M] each model's mean score in the prompt's source: an oracle of the data set, blind to the prompt."""
-    overall = mean_scores(outcomes)
+    overall = np.nan_to_num(mean_scores(outcomes), nan=UNKNOWN_QUALITY)
     names = np.asarray(outcomes.groups)
     means = {}
     for name in set(groups):
@@ -85,7 +80,7 @@ def neighbours(fitted: Floats, outcomes: Outcomes, states: Floats, count: int = 
     known = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-9)
     asked = (states - mean) / scale
     asked = asked / np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-9)
-    overall, weight = np.nan_to_num(mean_scores(outcomes), nan=0.5), known_weight(outcomes)
+    overall, weight = np.nan_to_num(mean_scores(outcomes), nan=UNKNOWN_QUALITY), known_weight(outcomes)
     held = min(count, len(known))
     quality = np.empty((len(asked), len(outcomes.models)))
     for start in range(0, len(asked), 1024):
@@ -98,21 +93,24 @@ def neighbours(fitted: Floats, outcomes: Outcomes, states: Floats, count: int = 
 
 
 def tf_idf(fit_prompts: Sequence[Prompt], outcomes: Outcomes, prompts: Sequence[Prompt]) -> Doubles | None:
-    """[n, M] a logistic regression per model on words and pairs of words; None without scikit-learn."""
+    """[n, M] a logistic regression per model on words and pairs of words; None without scikit-learn or words."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         return None
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), max_features=TERMS, sublinear_tf=True)
-    known = vectorizer.fit_transform([_text(prompt) for prompt in fit_prompts])
+    try:
+        known = vectorizer.fit_transform([_text(prompt) for prompt in fit_prompts])
+    except ValueError:  # "empty vocabulary": none of the prompts holds a word.
+        return None
     asked = vectorizer.transform([_text(prompt) for prompt in prompts])
     quality = np.empty((len(prompts), len(outcomes.models)))
     for column in range(len(outcomes.models)):
         there = np.flatnonzero(np.isfinite(outcomes.score[:, column]))
         target = outcomes.score[there, column] >= 0.5
         if target.all() or not target.any():
-            quality[:, column] = float(target.mean()) if len(target) else 0.5
+            quality[:, column] = float(target.mean()) if len(target) else UNKNOWN_QUALITY
             continue
         model = LogisticRegression(C=1.0, max_iter=1000)
         model.fit(known[there], target, sample_weight=outcomes.weight[there, column])
@@ -125,17 +123,35 @@ def oracle(judged: Judged) -> Judged:
     return replace(judged, quality=judged.score, predicted_cost_usd=judged.cost_usd)
 
 
-def two_model_curve(judged: Judged, points: int = 51) -> Curve:
-    """The random mix of the cheapest and the best model, as a curve for plots."""
-    held = singles(judged)
-    cheap = min(held, key=lambda single: single.cost_usd)
-    best = max(held, key=lambda single: single.quality)
-    share = np.linspace(0, 1, points)
-    table = np.zeros((points, len(judged.models)))
-    table[:, judged.models.index(cheap.model)] += 1 - share
-    table[:, judged.models.index(best.model)] += share
-    quality = cheap.quality + share * (best.quality - cheap.quality)
-    return Curve(share, quality, cheap.cost_usd + share * (best.cost_usd - cheap.cost_usd), table)
+def always(singles: Traced, column: int) -> Traced:
+    """Always the same model: one point."""
+    return Traced(_picked(singles.curve, [column]), singles.quality[:, [column]], singles.cost_usd[:, [column]])
+
+
+def mixed(singles: Traced, first: int, second: int) -> Traced:
+    """A coin between two models, at two points: all in between is reached by mixing."""
+    pair = [first, second]
+    return Traced(_picked(singles.curve, pair), singles.quality[:, pair], singles.cost_usd[:, pair])
+
+
+def any_two_mixed(singles: Traced) -> Traced:
+    """The best coin between any two models at every cost, chosen in hindsight: RouterBench's "zero router"."""
+    curve = singles.curve
+    costs, qualities = hull(curve.cost_usd, curve.quality)
+    ends = [
+        int(np.flatnonzero((curve.cost_usd == x) & (curve.quality == y))[0])
+        for x, y in zip(costs, qualities, strict=True)
+    ]
+    lifted = np.empty_like(singles.quality)
+    for sample, (cost, quality) in enumerate(zip(singles.cost_usd, singles.quality, strict=True)):
+        lifted[sample] = np.interp(cost, *hull(cost, quality))
+    share = np.stack([np.interp(curve.cost_usd, costs, column) for column in curve.share[ends].T], 1)
+    best = np.interp(curve.cost_usd, costs, qualities)
+    return Traced(Curve(curve.tradeoff, best, curve.cost_usd, share), lifted, singles.cost_usd)
+
+
+def _picked(curve: Curve, columns: list[int]) -> Curve:
+    return Curve(curve.tradeoff[columns], curve.quality[columns], curve.cost_usd[columns], curve.share[columns])
 
 
 def _mean_or(table: Floats, weight: Doubles, fallback: float | Doubles) -> Doubles:

@@ -2,33 +2,32 @@
 
 Enters: a router folder and files of outcomes. Leaves: a plain dictionary (JSON), which `report_text` and `report_html`
 only lay out. The held-out side is that of the split which router.json names, unless asked otherwise.
+
+Predictions are judged on every outcome; choices only on prompts that every model answered, because of the others it is
+not known what another choice would have scored; and the router's value is estimated from a log with propensities.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onebeat.conductor.learning import baselines, dial, metrics
+from onebeat.conductor.learning import baselines, choosing, dial, logged, prediction
 from onebeat.conductor.learning.artifact import read_head
-from onebeat.conductor.learning.compare import cost_bounds, figures
 from onebeat.conductor.learning.costs import Price, costs
-from onebeat.conductor.learning.curves import (
-    Choices,
-    Curve,
-    Judged,
-    trace,
-)
+from onebeat.conductor.learning.curves import Judged
 from onebeat.conductor.learning.features import Reading, extract
 from onebeat.conductor.learning.fit import side_by_side
 from onebeat.conductor.learning.fitted import fitted_among, fitted_by_name
+from onebeat.conductor.learning.judging import judged_of
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.progress import Progress
+from onebeat.conductor.learning.resample import Resamples
 from onebeat.conductor.learning.sources import read_outcomes
 from onebeat.conductor.learning.splits import (
     MAX_PROMPTS,
@@ -37,7 +36,7 @@ from onebeat.conductor.learning.splits import (
     sample_prompts,
     sampled,
 )
-from onebeat.conductor.learning.train import judged_of
+from onebeat.conductor.learning.weights import known_weight
 from onebeat.engine.errors import ConstraintError, InputError
 from onebeat.engine.head import Head
 from onebeat.engine.loading import Precision
@@ -47,6 +46,7 @@ FEW_PROMPTS = 100
 """Fewer say little: the interval of a mean score is 10 points to either side and more."""
 LEAST_FITTED = 20
 """Prompts on the fitting side from which the simpler heads are fitted for comparison."""
+TF_IDF = "TF-IDF logistic"
 TARGETS = ("90%", "95%", "98%")
 
 
@@ -66,6 +66,8 @@ class Question:
     """Of more distinct prompts a seeded sample is judged; None: as many as the head was fitted among."""
     precision: Precision | None = None
     """None: that which the head was fitted in."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """From a fleet's model names to the columns that score them, for outcomes of its ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,48 +87,58 @@ def evaluate(question: Question, say: Callable[[str], None] = lambda line: None)
     """The whole judgement. Raises `InputError` where the outcomes do not fit the router's columns."""
     description, tensors = read_head(question.router)
     sides = _sides(question, description, tensors, say)
-    held_out = sides.outcomes.select(sides.split.test)
-    judged = _judged(sides, held_out, sides.quality[sides.split.test], sides.tokens[sides.split.test])
+    test = sides.split.test
+    held_out = sides.outcomes.select(test)
+    whole: np.ndarray[Any, Any] = np.asarray(np.isfinite(held_out.score).all(1) & (len(held_out.models) > 1))
     reference = float(description["dial"]["reference_cost_usd"])
-    fitted_on = sides.outcomes.select(sides.split.fit)
-    single = baselines.best_on_fit(fitted_on if len(fitted_on.prompts) else held_out, judged)
-    few = ", too few to rely on" if len(judged.score) < FEW_PROMPTS else ""
-    say(f"judging on {len(judged.score)} prompts{few}; the best single model is {single.model}")
-    contenders = {"onebeat": judged} | _contenders(sides, held_out)
-    curves = {name: trace(contender, reference) for name, contender in contenders.items()}
-    curves["cheapest and best, mixed"] = baselines.two_model_curve(judged)
-    bounds = cost_bounds(judged)
     result: dict[str, Any] = {
         "router": description["name"],
         "recipe": description["fitted"].get("recipe"),
         "split": sides.split.name,
         "test_side_fitted_on": bool(description["fitted"].get("split", {}).get("test_side_fitted_on")),
-        "notes": _notes(question, description, sides),
-        "prompts": len(judged.score),
-        "prompts_without_every_score": len(held_out.prompts) - len(judged.score),
-        "sources": dict(sorted(Counter(judged.groups).items())),
+        "notes": [*_notes(question, description, sides), *_unjudged(description, held_out, whole)],
+        "prompts": int(whole.sum()),
+        "prompts_without_every_score": len(test) - int(whole.sum()),
+        "sources": dict(sorted(Counter(held_out.groups).items())),
         "read": sides.outcomes.report.lines(),
-        "models": [
-            {"name": s.model, "quality": s.quality, "usd_per_thousand": 1e3 * s.cost_usd}
-            for s in baselines.singles(judged)
-        ],
-        "best_single": single.model,
-        "best_single_chosen_on": "the fitting side" if len(fitted_on.prompts) else "the judged prompts",
-        "prediction": _prediction(judged, question),
-        "routers": {
-            name: figures(
-                curve, contenders.get(name), judged, single, reference, bounds, question.bootstraps, question.seed
-            )
-            for name, curve in curves.items()
-        },
-        "always": _always(judged, single),
-        "curves": {name: _points(curve) for name, curve in curves.items()},
-        "targets": _targets(description, judged, reference, question),
-        "tradeoffs": _tradeoffs(judged, reference),
+        "prediction": prediction.figures(
+            held_out.models,
+            sides.quality[test],
+            held_out.score,
+            held_out.groups,
+            Resamples(len(test), question.bootstraps, question.seed),
+            known_weight(held_out),
+        ),
     }
-    if len(judged.models) == 2:
-        result["routellm"] = {name: _routellm(contender, single) for name, contender in contenders.items()}
-    return result
+    if whole.any():
+        result |= _choices(question, description, sides, held_out, reference, say)
+        if len(sides.split.fit) >= LEAST_FITTED and TF_IDF not in result["routers"]:
+            result["notes"].append(f"not compared with {TF_IDF}: it needs onebeat[train], and prompts that hold words")
+    money = costs(held_out, sides.prices, sides.prompt_tokens[test], sides.tokens[test])
+    return result | {"logged": logged.values(held_out, sides.quality[test].astype(np.float64), money, reference)}
+
+
+def _choices(
+    question: Question,
+    description: Mapping[str, Any],
+    sides: Sides,
+    held_out: Outcomes,
+    reference: float,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The part of the judgement that needs prompts with every model's score."""
+    test = sides.split.test
+    judged = _judged(sides, held_out, sides.quality[test], sides.tokens[test])
+    fitted_on = sides.outcomes.select(sides.split.fit)
+    single = baselines.best_on_fit(fitted_on if len(fitted_on.prompts) else held_out, judged)
+    few = ", too few to rely on" if len(judged.score) < FEW_PROMPTS else ""
+    say(f"judging on {len(judged.score)} prompts{few}; the best single model is {single.model}")
+    contenders = {choosing.ROUTER: judged} | _contenders(sides, held_out)
+    resamples = Resamples(len(judged.score), question.bootstraps, question.seed)
+    return choosing.judge(contenders, single, reference, resamples) | {
+        "best_single_chosen_on": "the fitting side" if len(fitted_on.prompts) else "the judged prompts",
+        "targets": _targets(description, judged, reference, question),
+    }
 
 
 def _sides(
@@ -136,7 +148,7 @@ def _sides(
     say: Callable[[str], None],
 ) -> Sides:
     names = [column["name"] for column in description["columns"]]
-    found = read_outcomes(question.files)
+    found = read_outcomes(question.files, columns=question.columns)
     there = [name for name in names if name in found.models]
     for line in found.report.lines():
         say(line)
@@ -144,10 +156,10 @@ def _sides(
     if strangers:
         more = " ..." if len(strangers) > 5 else ""
         say(f"not judged, because the router has no column for them: {', '.join(strangers[:5])}{more}")
-    if len(there) < 2:
-        raise InputError(
-            f"the outcomes name {len(there)} of the router's columns ({', '.join(names)}); a choice needs two."
-        )
+        if len(there) < len(names):
+            say("a model that the outcomes name otherwise than the router is found by --fleet, through `scored_as`")
+    if not there:
+        raise InputError(f"no outcome names one of the router's columns, {', '.join(names)}; nothing can be judged.")
     outcomes = found.with_models(there)
     split, read = _split(question, description, outcomes), len(outcomes.prompts)
     most = question.max_prompts or description["fitted"].get("sample", {}).get("most", MAX_PROMPTS)
@@ -156,6 +168,10 @@ def _sides(
     if len(chosen) < read:
         say(sampled(len(chosen), read, seed))
         outcomes, split = outcomes.select(chosen), split.within(chosen)
+    counting = np.flatnonzero(np.isfinite(outcomes.score).any(1))
+    outcomes, split = outcomes.select(counting), split.within(counting)
+    if not len(split.test):
+        raise InputError(f"no outcome of the router's columns is on the judged side ({split.name}), or none counts.")
     taps = tuple((tap["layer"], tap["pooling"]) for tap in description["taps"])
     precision: Precision = question.precision or description["fitted"].get("precision", "int8")
     reading = Reading(taps, description["template"], description["max_prompt_tokens"], precision)
@@ -223,6 +239,32 @@ def _notes(question: Question, description: Mapping[str, Any], sides: Sides) -> 
     return notes
 
 
+def _unjudged(description: Mapping[str, Any], held_out: Outcomes, whole: np.ndarray[Any, Any]) -> list[str]:
+    """What cannot be judged, and why."""
+    notes: list[str] = []
+    models, prompts = held_out.models, len(held_out.prompts)
+    missing = [column["name"] for column in description["columns"] if column["name"] not in models]
+    if missing:
+        notes.append(
+            f"chosen among the other columns only, and no target checked: no outcome names {', '.join(missing)}"
+        )
+    if len(models) < 2:
+        notes.append(
+            f"no choice is judged: only {models[0]} of the router's columns has outcomes, and a choice needs two"
+        )
+    elif not whole.any():
+        notes.append(
+            f"no choice is judged: none of {prompts} prompts has a score for all {len(models)} models, so that what "
+            "another choice would have scored is not known"
+        )
+    elif not whole.all():
+        notes.append(
+            f"choices are judged on the {int(whole.sum())} prompts with a score for all {len(models)} models, "
+            f"predictions on all {prompts} ({int(np.isfinite(held_out.score).sum())} outcomes)"
+        )
+    return notes
+
+
 def _judged(sides: Sides, held_out: Outcomes, quality: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any]) -> Judged:
     return judged_of(quality, costs(held_out, sides.prices, sides.prompt_tokens[sides.split.test], tokens), held_out)
 
@@ -239,40 +281,9 @@ def _contenders(sides: Sides, held_out: Outcomes) -> dict[str, Judged]:
         held["40 nearest neighbours"] = _judged(sides, held_out, nearest, tokens)
         words = baselines.tf_idf(fitted.prompts, fitted, held_out.prompts)
         if words is not None:
-            held["TF-IDF logistic"] = _judged(sides, held_out, words, tokens)
-    held["oracle"] = baselines.oracle(_judged(sides, held_out, sides.quality[sides.split.test], tokens))
+            held[TF_IDF] = _judged(sides, held_out, words, tokens)
+    held[choosing.ORACLE] = baselines.oracle(_judged(sides, held_out, sides.quality[sides.split.test], tokens))
     return held
-
-
-def _prediction(judged: Judged, question: Question) -> dict[str, Any]:
-    quality, score = judged.quality, judged.score
-    names = np.asarray(judged.groups)
-
-    def over(statistic: Callable[[Choices], float | None]) -> list[float] | None:
-        ends = metrics.bootstrap(statistic, len(score), repeats=question.bootstraps, seed=question.seed)
-        return None if ends is None else list(ends)
-
-    return {
-        "auc": metrics.auc_overall(quality, score),
-        "auc_interval": over(lambda rows: metrics.auc_overall(quality[rows], score[rows])),
-        "auc_within_source": metrics.auc_within(quality, score, judged.groups),
-        "auc_within_source_interval": over(
-            lambda rows: metrics.auc_within(quality[rows], score[rows], [str(name) for name in names[rows]])
-        ),
-        "auc_pooled": metrics.auc(quality, score),
-        "auc_per_model": dict(zip(judged.models, metrics.auc_per_model(quality, score), strict=True)),
-        "calibration_error": metrics.calibration_error(quality, score),
-    }
-
-
-def _always(judged: Judged, single: baselines.Single) -> dict[str, Any]:
-    held = baselines.singles(judged)
-    cheap = min(held, key=lambda s: s.cost_usd)
-    return {
-        "best": {"model": single.model, "quality": single.quality, "usd_per_thousand": 1e3 * single.cost_usd},
-        "cheapest": {"model": cheap.model, "quality": cheap.quality, "usd_per_thousand": 1e3 * cheap.cost_usd},
-        "random_mix_at_half_cost": baselines.random_mix(judged, 0.5 * single.cost_usd),
-    }
 
 
 def _targets(
@@ -280,7 +291,8 @@ def _targets(
 ) -> list[dict[str, Any]]:
     held = description["fitted"].get("dial")
     rows: list[dict[str, Any]] = []
-    for text in question.targets if held and held.get("points") else ():
+    solved = held and held.get("points") and len(judged.models) == len(description["columns"])
+    for text in question.targets if solved else ():
         try:
             check = dial.check(held, parse_target(text), judged, reference, seed=question.seed)
         except ConstraintError as error:
@@ -300,32 +312,3 @@ def _targets(
             }
         )
     return rows
-
-
-def _tradeoffs(judged: Judged, reference: float) -> list[dict[str, Any]]:
-    """What the dial gives at its tenths, and whom it chooses."""
-    positions = np.linspace(0, 1, 11)
-    curve = trace(judged, reference, positions)
-    return [
-        {
-            "tradeoff": round(float(positions[i]), 3),
-            "quality": float(curve.quality[i]),
-            "usd_per_thousand": 1e3 * float(curve.cost_usd[i]),
-            "share": {name: round(float(curve.share[i, j]), 4) for j, name in enumerate(judged.models)},
-        }
-        for i in range(len(positions))
-    ]
-
-
-def _routellm(contender: Judged, single: baselines.Single) -> dict[str, float | None]:
-    strong = contender.models.index(single.model)
-    weak = 1 - strong
-    advantage = contender.quality[:, strong] - contender.quality[:, weak]
-    return metrics.routellm(advantage, contender.score[:, weak], contender.score[:, strong])
-
-
-def _points(curve: Curve) -> list[list[float]]:
-    return [
-        [float(f"{1e3 * cost:.6g}"), float(f"{quality:.6g}"), float(f"{tradeoff:.6g}")]
-        for cost, quality, tradeoff in zip(curve.cost_usd, curve.quality, curve.tradeoff, strict=True)
-    ]

@@ -4,12 +4,16 @@ Enters: predictions, scores and costs, or a `Curve`. Leaves: numbers. Knows no f
 
 - AUC overall is the mean over models of each one's own AUC; AUC within source is the mean over models and sources
   of the same inside one source: the honest one, because telling benchmarks apart is easy and earns it nothing.
-- PGR, APGR, CPT: RouteLLM (Ong et al., arXiv 2406.18665). Two models; 11 thresholds at the deciles of the predicted
-  advantage of the strong one; APGR is the trapezoid area of PGR over the share of strong calls; CPT(x) the share of
-  strong calls at which PGR reaches x, interpolated linearly.
+- PGR, APGR, CPT: RouteLLM (Ong et al., arXiv 2406.18665). Two models; PGR is the share of the gap between their mean
+  scores that is recovered, at 11 thresholds, the deciles of the predicted advantage of the strong one; APGR is the area
+  of PGR over the share of strong calls, by trapezoids as in their code (the paper writes the mean of ten values);
+  CPT(x) the share of strong calls at which PGR reaches x, interpolated linearly.
 - AIQ: RouterBench (Hu et al., arXiv 2403.12031). The area under the non-decreasing convex hull of (cost, quality)
-  between the costs c_min and c_max, divided by c_max - c_min. As in the paper; their code divides by c_max.
+  between the costs c_min and c_max, divided by c_max - c_min. As in the paper; their code divides by c_max. Their "zero
+  router", the hull of the single models, is `baselines.any_two_mixed`.
 - Arena score: RouterArena (Lu et al., arXiv 2510.00202), beta 0.1, costs from 0.0044 to 200 USD per thousand requests.
+  As in their code, but for costs outside of that range, which count as its ends.
+
 
 Where a `weight` is taken, of the scores' shape and 1 by default, an outcome of weight 2 is the same as the outcome
 twice, and one of weight 0 is none.
@@ -105,17 +109,17 @@ def calibration_error(
     return float(np.abs(np.diff(edges)).sum() / mass[-1])
 
 
-def routellm(
+def pgr(
     advantage: NDArray[Any], weak: NDArray[Any], strong: NDArray[Any], points: int = 10
-) -> dict[str, float | None]:
-    """APGR, CPT(50) and CPT(80) of routing to the strong model where `advantage` is high.
+) -> tuple[Doubles, Doubles] | None:
+    """(share of strong calls, PGR), ascending, of routing to the strong model where `advantage` is high.
 
     Args:
         advantage: [n] predicted win rate, or any score that grows with the worth of the strong model.
         weak, strong: [n] actual scores.
         points: equally filled bins; their edges are the thresholds.
 
-    CPT is None where PGR never reaches it.
+    None where the strong model is no better than the weak one: there is no gap to recover.
     """
     edges = np.quantile(advantage, np.linspace(0.0, 1.0, points + 1))
     calls, quality = [], []
@@ -124,11 +128,27 @@ def routellm(
         calls.append(chosen.mean())
         quality.append(np.where(chosen, strong, weak).mean())
     order = np.argsort(calls, kind="stable")
-    share, reached = np.asarray(calls)[order], np.asarray(quality)[order]
     low, high = float(np.mean(weak)), float(np.mean(strong))
     if high <= low:
+        return None
+    return np.asarray(calls)[order], (np.asarray(quality)[order] - low) / (high - low)
+
+
+def routellm(
+    advantage: NDArray[Any], weak: NDArray[Any], strong: NDArray[Any], points: int = 10
+) -> dict[str, float | None]:
+    """APGR, CPT(50) and CPT(80) of the curve of `pgr`, all None where that is.
+
+    The last of its points sends every prompt to the strong model, so that every share of a gap is reached.
+    """
+    return routellm_of(pgr(advantage, weak, strong, points))
+
+
+def routellm_of(found: tuple[Doubles, Doubles] | None) -> dict[str, float | None]:
+    """The same from a curve of `pgr`."""
+    if found is None:
         return {"apgr": None, "cpt50": None, "cpt80": None}
-    gap = (reached - low) / (high - low)
+    share, gap = found
     return {
         "apgr": float(np.trapezoid(gap, share)),
         "cpt50": _calls_to_reach(gap, share, 0.5),

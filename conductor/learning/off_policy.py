@@ -1,7 +1,7 @@
-"""Whether another head would have earned more on logged traffic, from decisions logged with their propensities.
+"""What another policy would have earned on logged traffic, from decisions logged with their propensities.
 
-Enters: logged choices with propensities and rewards, what either head would choose, a reward model. Leaves: their
-difference. Knows no files.
+Enters: logged choices with propensities and rewards, what one policy or two would choose, a reward model. Leaves: the
+value of one, or the difference of two. Knows no files.
 
 Inverse propensity (Horvitz and Thompson 1952) weighs each logged reward by whether a policy would have chosen the same,
 over the probability with which it was chosen. Doubly robust (Dudik, Langford and Li, arXiv 1103.4601) starts from the
@@ -21,6 +21,8 @@ from onebeat.engine.errors import InputError
 
 Doubles = NDArray[np.float64]
 LARGEST_WEIGHT = 50.0
+DOUBTFUL = 4.0
+"""Standard errors from which propensities are said not to be those of the choices: one honest log in 10,000."""
 LEAST_EFFECTIVE = 30.0
 """Below this effective number of prompts that a log speaks for, what it says of them is noise."""
 
@@ -71,8 +73,7 @@ def difference(
     `LEAST_EFFECTIVE` of the prompts that differ.
     Raises `InputError` for a log without propensities in range, or one that is blind on more than half of its prompts.
     """
-    if not ((propensity > 0) & (propensity <= 1)).all():
-        raise InputError("a logged propensity is not above 0 and at most 1; log decisions with their probabilities.")
+    _check(propensity)
     rows = np.arange(len(choice))
     gains, span, weights = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows))
     differs = np.zeros(len(rows), bool)
@@ -108,3 +109,70 @@ def mean_of(values: Doubles, weight: Doubles | None = None) -> Estimate:
     error = float(np.square(counts * (values - value)).sum() * len(values) / (len(values) - 1)) ** 0.5
     half = 1.96 * error / float(counts.sum())
     return Estimate(value, value - half, value + half)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a policy would have earned a prompt."""
+
+    inverse_propensity: Estimate
+    doubly_robust: Estimate
+    agreeing: int
+    """Prompts on which the log chose as the policy would."""
+    effective_prompts: float
+    """How many prompts those are worth, by their weights."""
+    blind: float
+    """The share of prompts of which the log can say nothing: it chose otherwise, and with certainty."""
+
+
+def value(
+    choice: NDArray[np.int64],
+    propensity: Doubles,
+    reward: Doubles,
+    modelled: Doubles,
+    wanted: NDArray[np.int64],
+    span: tuple[float, float] | None = None,
+) -> Value:
+    """The mean reward of a policy that would have chosen `wanted` [n], from one log, by both estimators.
+
+    `modelled` is [n, M] predicted rewards. Within `span`, the least and the most that a reward can be, an interval is
+    widened by what the blind prompts leave open; by all that the log did not choose, where it speaks for fewer than
+    `LEAST_EFFECTIVE` prompts. Raises `InputError` for a log without propensities in range.
+    """
+    _check(propensity)
+    rows = np.arange(len(choice))
+    agrees = choice == wanted
+    weight = np.where(agrees, np.minimum(1.0 / propensity, LARGEST_WEIGHT), 0.0)
+    forecast = modelled[rows, wanted]
+    effective = float(weight.sum() ** 2 / max(np.square(weight).sum(), 1e-12))
+    blind = ~agrees & (propensity >= 1.0)
+    inverse, robust = mean_of(weight * reward), mean_of(forecast + weight * (reward - modelled[rows, choice]))
+    if span is not None:
+        unseen = ~agrees if effective < LEAST_EFFECTIVE else blind
+        # Where nothing was seen, the one estimator has counted 0 and the other the forecast.
+        inverse = _widened(inverse, np.where(unseen, 0.0, np.nan), span)
+        robust = _widened(robust, np.where(unseen, forecast, np.nan), span)
+    return Value(inverse, robust, int(agrees.sum()), effective, float(blind.mean()))
+
+
+def propensities_fit(choice: NDArray[np.int64], propensity: Doubles, wanted: NDArray[np.int64]) -> bool:
+    """Whether the log's choices come as often as its propensities say, within `DOUBTFUL` standard errors.
+
+    Weights are 1 on average, but for the blind prompts, where they are 0 and could be nothing else.
+    """
+    agrees = choice == wanted
+    weight = np.where(agrees, 1.0 / propensity, (propensity >= 1.0).astype(np.float64))
+    spread = float(weight.std()) / len(weight) ** 0.5
+    return bool(abs(float(weight.mean()) - 1.0) <= DOUBTFUL * max(spread, 1.0 / len(weight)))
+
+
+def _widened(estimate: Estimate, counted: Doubles, span: tuple[float, float]) -> Estimate:
+    """With the prompts that `counted` names, NaN elsewhere, anywhere in the span instead; no wider than the span."""
+    down, up = (float(np.nan_to_num(counted - span[0]).mean()), float(np.nan_to_num(span[1] - counted).mean()))
+    low, high = estimate.low - max(down, 0.0), estimate.high + max(up, 0.0)
+    return Estimate(estimate.value, min(max(low, span[0]), estimate.value), max(min(high, span[1]), estimate.value))
+
+
+def _check(propensity: Doubles) -> None:
+    if not ((propensity > 0) & (propensity <= 1)).all():
+        raise InputError("a logged propensity is not above 0 and at most 1; log decisions with their probabilities.")

@@ -45,6 +45,8 @@ OPTIONAL = ("input_tokens", "output_tokens", "cost_usd", "latency_ms", "group", 
 FIELDS = (*REQUIRED, "messages", *OPTIONAL)
 UNGROUPED = "ungrouped"
 _NUMBERS = ("score", "input_tokens", "output_tokens", "cost_usd", "weight", "propensity")
+MOST = 1e12
+"""Tokens, dollars, weights: more is a mistake, and sums of squares would leave float32."""
 MAX_CELLS = 200_000_000
 """Prompts times models of one table: four float32 tables of this size take 3.2 GB, the most that fits in 4 GB."""
 
@@ -273,8 +275,8 @@ class Gatherer:
         if raw is None or raw == "":
             return math.nan
         value = _number(raw)
-        if value is None or not math.isfinite(value) or value < 0.0:
-            self._problem(f"with {name} that is not a number of zero or more (ignored)", place, repr(raw))
+        if value is None or not 0.0 <= value <= MOST:
+            self._problem(f"with {name} that is not a number from 0 to {MOST:g} (ignored)", place, repr(raw))
             return math.nan
         if name == "propensity" and not 0.0 < value <= 1.0:
             self._problem("with a propensity that is not above 0 and at most 1 (ignored)", place, repr(raw))

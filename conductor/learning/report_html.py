@@ -1,27 +1,32 @@
 """The judgement of `evaluate` as one HTML file: tables and plots in inline SVG, nothing loaded from anywhere.
 
-Enters: the dictionary of `evaluate`. Leaves: a string. Computes nothing but pixel positions.
+Enters: the dictionary of `evaluate`. Leaves: a string. Computes nothing but pixel positions. Needs no JavaScript: what
+a plot shows is in the tables and in the text report beneath.
 """
 
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onebeat.conductor.learning import report_text
+from onebeat.conductor.learning import plots, report_text
+from onebeat.conductor.learning.choosing import ORACLE, ROUTER
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 440, 70, 210, 20, 50
-COLOURS = ("#0b62d6", "#d64b0b", "#1b8a3a", "#8a1b7e", "#6b6b6b", "#b58900", "#00838f")
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1c; --paper: #ffffff; --faint: #d8d8d8 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #161616; --faint: #3a3a3a } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
+:root { color-scheme: light dark; --ink: #1c1c1c; --paper: #ffffff; --faint: #d8d8d8; --warn: #fff3d6 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #161616; --faint: #3a3a3a; --warn: #40361c } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 66rem; padding: 0 1rem;
        color: var(--ink); background: var(--paper) }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; text-align: right }
+.wide { overflow-x: auto } figure { margin: 1rem 0 } figcaption, caption { text-align: left; font-size: .9em }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+td, th { padding: .2rem .7rem; text-align: right; white-space: nowrap }
 td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid var(--faint) }
-svg text { fill: var(--ink); font: 12px system-ui, sans-serif } pre { overflow-x: auto; font-size: 12px }
+th { font-weight: 600 } tbody th { font-weight: 400 } li { background: var(--warn); padding: 0 .4rem }
+svg { width: 100%; height: auto } svg text { fill: var(--ink); font: 12px system-ui, sans-serif }
+svg text.on { fill: #ffffff; font-weight: 600 }
+svg text.halo { fill: none; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round }
+pre { overflow-x: auto; font-size: 12px }
 """
 
 
@@ -30,119 +35,200 @@ def page(result: Mapping[str, Any]) -> str:
     title = f"onebeat eval: {html.escape(str(result['router']))}"
     sections = [
         f"<h1>{title}</h1>",
-        f"<p>{_text(result['recipe'])}; judged on {result['prompts']} prompts ({_text(result['split'])}).</p>",
-        "<h2>Quality for money</h2>",
-        curve_plot(result),
-        "<h2>Who answers, along the dial</h2>",
-        share_plot(result["tradeoffs"]),
-        "<h2>Models</h2>",
-        _table(
-            ("model", "quality", "USD per thousand", "AUC of its column"),
-            [
-                (m["name"], f"{m['quality']:.4f}", f"{m['usd_per_thousand']:.4f}", _auc(result, m["name"]))
-                for m in result["models"]
-            ],
-        ),
+        f"<p>{_text(result['recipe'])}; {result['prompts']} prompts with every score, {result['prediction']['cells']} "
+        f"outcomes of {result['prediction']['prompts']} prompts ({_text(result['split'])}).</p>",
+        "".join(["<ul>", *(f"<li>{_text(note)}</li>" for note in result["notes"]), "</ul>"] if result["notes"] else []),
+    ]
+    if result["prompts"]:
+        sections += _choices(result)
+    if result["logged"]:
+        sections += ["<h2>What the log says</h2>", _figure(logged_plot(result["logged"]), _LOGGED)]
+    sections += [
+        "<h2>Models: predicted and actual</h2>",
+        _models(result),
         "<h2>All figures</h2>",
         f"<pre>{_text(chr(10).join(report_text.lines(result)))}</pre>",
         f"<p>Read: {_text('; '.join(result['read']))}</p>",
     ]
     body = "\n".join(sections)
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en">{head}\n{body}\n</html>\n'
+    head = (
+        f'<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style></head>"
+    )
+    return f'<!doctype html>\n<html lang="en">{head}\n<body><main>\n{body}\n</main></body></html>\n'
+
+
+_BANDS = "Bands are the central 95 % over resampled prompts of the mean quality at each position of the dial."
+_LOGGED = "The doubly robust estimate of the mean quality at the dial's tenths, with its 95 % interval."
+
+
+def _choices(result: Mapping[str, Any]) -> list[str]:
+    sections = [
+        "<h2>Quality for money</h2>",
+        _figure(curve_plot(result), _BANDS),
+        _routers(result),
+        "<h2>Who answers, along the dial</h2>",
+        _figure(share_plot(result["tradeoffs"]), "The share of requests, in percent, that each model gets."),
+        _dial(result["tradeoffs"]),
+    ]
+    held = result["routellm"]
+    if held["routers"][ROUTER]["pgr"]:
+        sections += [
+            f"<h2>Between two models: {_text(held['strong'])} and {_text(held['weak'])}</h2>",
+            _figure(
+                pgr_plot(held),
+                "Performance gap recovered (RouteLLM): 0 is the weak model's quality and 1 the strong one's. "
+                "Bands are the central 95 % over resampled prompts.",
+            ),
+        ]
+    return sections
 
 
 def curve_plot(result: Mapping[str, Any]) -> str:
-    """Quality against dollars (logarithmic), one line per router and a dot per model."""
-    curves: Mapping[str, Sequence[Sequence[float]]] = result["curves"]
-    models = result["models"]
-    costs = [max(m["usd_per_thousand"], 1e-9) for m in models] + [
-        max(point[0], 1e-9) for points in curves.values() for point in points
+    """Quality against dollars (logarithmic), one line per router, its band, and a dot per model."""
+    curves: Mapping[str, Mapping[str, Sequence[float]]] = result["curves"]
+    series = [
+        plots.Line(
+            name,
+            curve["usd_per_thousand"],
+            curve["quality"],
+            curve.get("quality_low", ()),
+            curve.get("quality_high", ()),
+            thick=name == ROUTER,
+        )
+        for name, curve in curves.items()
     ]
-    qualities = [m["quality"] for m in models] + [point[1] for points in curves.values() for point in points]
-    left, right = math.log10(min(costs)), math.log10(max(costs))
-    low, high = min(qualities), max(qualities)
+    dots = [(m["name"], m["usd_per_thousand"], m["quality"]) for m in result["models"]]
+    across = [x for line in series for x in line.x] + [dot[1] for dot in dots]
+    up = [y for line in series for y in (*line.y, *line.low, *line.high)] + [dot[2] for dot in dots]
+    return plots.lines(
+        series,
+        plots.axis("mean cost, USD per thousand requests (logarithmic)", across, logarithmic=True),
+        plots.axis("mean quality (score, 0 to 1)", up),
+        title="Quality for money",
+        description=f"Mean quality against mean cost for {', '.join(curves)} and for every single model.",
+        dots=dots,
+    )
 
-    def place(cost: float, quality: float) -> tuple[float, float]:
-        x = LEFT + (math.log10(max(cost, 1e-9)) - left) / max(right - left, 1e-9) * (WIDTH - LEFT - RIGHT)
-        y = HEIGHT - BOTTOM - (quality - low) / max(high - low, 1e-9) * (HEIGHT - TOP - BOTTOM)
-        return x, y
 
-    parts = [_frame("USD per thousand requests (logarithmic)", "mean quality")]
-    for step in range(5):
-        quality = low + (high - low) * step / 4
-        cost = 10 ** (left + (right - left) * step / 4)
-        parts.append(_label(LEFT - 8, place(10**left, quality)[1] + 4, f"{quality:.3f}", "end"))
-        parts.append(_label(place(cost, low)[0], HEIGHT - BOTTOM + 18, f"{cost:.3g}", "middle"))
-    for index, (name, points) in enumerate(curves.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        ordered = sorted((point[0], point[1]) for point in points)
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in ordered))
-        thick = 3 if name == "onebeat" else 1.5
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{thick}"/>')
-        row = TOP + 14 + 18 * index
-        parts.append(f'<rect x="{WIDTH - RIGHT + 12}" y="{row - 9}" width="12" height="4" fill="{colour}"/>')
-        parts.append(_label(WIDTH - RIGHT + 30, row, name, "start"))
-    for model in models:
-        x, y = place(model["usd_per_thousand"], model["quality"])
-        name = _text(model["name"])
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var(--ink)"><title>{name}</title></circle>')
-        parts.append(_label(x + 6, y - 6, model["name"], "start"))
-    return _svg(parts)
+def pgr_plot(held: Mapping[str, Any]) -> str:
+    """PGR over the share of calls to the strong model, one line per router, beside the coin's diagonal."""
+    series = []
+    for name, one in held["routers"].items():
+        found = one["pgr"]
+        low, high = found.get("low", ()), found.get("high", ())
+        if name == ORACLE or None in (*low, *high):
+            low = high = ()
+        series.append(plots.Line(name, found["share_of_strong_calls"], found["pgr"], low, high, thick=name == ROUTER))
+    series.append(plots.Line("a coin", (0.0, 1.0), (0.0, 1.0)))
+    return plots.lines(
+        series,
+        plots.axis(f"share of calls to {held['strong']}", (0.0, 1.0)),
+        plots.axis("performance gap recovered", [y for line in series for y in (*line.y, *line.low, *line.high)]),
+        title="Performance gap recovered",
+        description=f"PGR over the share of calls to {held['strong']} for {', '.join(line.name for line in series)}.",
+    )
+
+
+def logged_plot(held: Mapping[str, Any]) -> str:
+    """Off-policy quality over the dial, beside what the log earned."""
+    rows = held["tradeoffs"]
+    place = [row["tradeoff"] for row in rows]
+    ends = [row["doubly_robust"]["interval"] or [row["doubly_robust"]["value"]] * 2 for row in rows]
+    series = [
+        plots.Line(
+            f"{ROUTER}, doubly robust",
+            place,
+            [row["doubly_robust"]["value"] for row in rows],
+            [end[0] for end in ends],
+            [end[1] for end in ends],
+            thick=True,
+        ),
+        plots.Line("inverse propensity", place, [row["inverse_propensity"]["value"] for row in rows]),
+        plots.Line("as logged", (place[0], place[-1]), [held["as_logged"]["quality"]] * 2),
+    ]
+    return plots.lines(
+        series,
+        plots.axis("tradeoff: cheap (0) to best (1)", place),
+        plots.axis("mean quality (score, 0 to 1)", [y for line in series for y in (*line.y, *line.low, *line.high)]),
+        title="What the router would have earned on the log",
+        description="Estimated mean quality at the dial's tenths, beside what the logged choices earned.",
+    )
 
 
 def share_plot(tradeoffs: Sequence[Mapping[str, Any]]) -> str:
     """Stacked bars: the share of requests that each model gets at each tenth of the dial."""
-    names = list(tradeoffs[0]["share"])
-    width = (WIDTH - LEFT - RIGHT) / len(tradeoffs)
-    tall = HEIGHT - TOP - BOTTOM
-    parts = [_frame("tradeoff: cheap to best", "share of requests")]
-    for index, row in enumerate(tradeoffs):
-        bottom = float(HEIGHT - BOTTOM)
-        for number, name in enumerate(names):
-            height = tall * row["share"][name]
-            bottom -= height
-            colour = COLOURS[number % len(COLOURS)]
-            opacity = 1.0 if number < len(COLOURS) else 0.5
-            parts.append(
-                f'<rect x="{LEFT + index * width + 2:.1f}" y="{bottom:.1f}" width="{width - 4:.1f}" '
-                f'height="{height:.1f}" fill="{colour}" opacity="{opacity}">'
-                f"<title>{_text(name)}: {100 * row['share'][name]:.1f} %</title></rect>"
-            )
-        parts.append(_label(LEFT + (index + 0.5) * width, HEIGHT - BOTTOM + 18, f"{row['tradeoff']:g}", "middle"))
-    for number, name in enumerate(names):
-        y = TOP + 14 + 18 * number
-        colour = COLOURS[number % len(COLOURS)]
-        parts.append(f'<rect x="{WIDTH - RIGHT + 12}" y="{y - 9}" width="12" height="10" fill="{colour}"/>')
-        parts.append(_label(WIDTH - RIGHT + 30, y, name, "start"))
-    return _svg(parts)
-
-
-def _frame(below: str, beside: str) -> str:
-    middle = (HEIGHT - BOTTOM + TOP) / 2
-    return (
-        f'<rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}" fill="none" '
-        f'stroke="var(--faint)"/>{_label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, below, "middle")}'
-        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{_text(beside)}</text>'
+    return plots.stacked(
+        [(f"{row['tradeoff']:g}", row["share"]) for row in tradeoffs],
+        "tradeoff: cheap (0) to best (1)",
+        "share of requests",
+        title="Who answers, along the dial",
+        description="At each tenth of the dial, the share of requests that each model gets, as in the table beneath.",
     )
 
 
-def _svg(parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+def _routers(result: Mapping[str, Any]) -> str:
+    best = result["always"]["best"]
+    free = best["usd_per_thousand"] <= 0
+    rows = []
+    for name, figures in result["routers"].items():
+        ends = figures["intervals"]
+        row = [name]
+        for key in ("cost_at_best_quality", "cost_at_95_percent"):
+            row.append("undefined" if free else report_text.share(figures[key], ends.get(key)))
+        row.append(report_text.points(figures["points_at_half_cost"], ends.get("points_at_half_cost")))
+        row += [report_text.figure(figures[key], ends.get(key)) for key in ("aiq", "arena_score")]
+        shown = "ahead_of" in figures and name != ORACLE
+        rows.append([*row, report_text.ahead(figures["ahead_of"]) if shown else ""])
+    head = ("", "cost to equal it", "cost at 95 %", "points at half cost", "AIQ", "arena score", "onebeat ahead")
+    caption = (
+        f"Against always {best['model']} (quality {best['quality']:.4f}, {best['usd_per_thousand']:.4f} USD per "
+        "thousand): costs as shares of its cost, quality in percentage points against its quality, with 95 % intervals."
+    )
+    return _table(caption, head, rows)
 
 
-def _label(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_text(text)}</text>'
+def _dial(tradeoffs: Sequence[Mapping[str, Any]]) -> str:
+    names = list(tradeoffs[0]["share"])
+    rows = [
+        [f"{row['tradeoff']:g}", f"{row['quality']:.4f}", f"{row['usd_per_thousand']:.4f}"]
+        + [f"{100 * row['share'][name]:.1f} %" for name in names]
+        for row in tradeoffs
+    ]
+    return _table("The dial at its tenths.", ("tradeoff", "quality", "USD per thousand", *names), rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{_text(name)}</th>' for name in head)}</tr>{cells}</table>"
+def _models(result: Mapping[str, Any]) -> str:
+    alone = {one["name"]: one for one in result.get("models", ())}
+    rows = []
+    for row in result["prediction"]["per_model"]:
+        one = alone.get(row["name"])
+        rows.append(
+            [
+                row["name"],
+                str(row["cells"]),
+                *("none" if row[key] is None else f"{row[key]:.4f}" for key in ("predicted", "actual", "auc")),
+                *((f"{one['quality']:.4f}", f"{one['usd_per_thousand']:.4f}") if one else ("", "")),
+            ]
+        )
+    head = ("model", "outcomes", "mean predicted", "mean actual", "AUC", "quality, judged prompts", "USD per thousand")
+    return _table("Mean prediction and mean score over all outcomes of each model.", head, rows)
 
 
-def _auc(result: Mapping[str, Any], name: str) -> str:
-    value = result["prediction"]["auc_per_model"][name]
-    return "undefined" if value is None else f"{value:.3f}"
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f'<th scope="col">{_text(name)}</th>' for name in head)
+    body = "".join(
+        f'<tr><th scope="row">{_text(row[0])}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="wide"><table><caption>{_text(caption)}</caption><thead><tr>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _text(value: object) -> str:

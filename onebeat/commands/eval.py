@@ -8,7 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-MOST_BOOTSTRAPS = 100_000
+from onebeat.conductor.learning.fleet_columns import add_fleet, columns_of
+
+MOST_BOOTSTRAPS = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bootstraps",
         type=int,
         default=200,
-        help="resamplings for the intervals; 0 for none (default %(default)s); a cost's takes at most 60, and "
-        "the lead over another router 40, because each traces the whole dial",
+        help="resamplings for the intervals, of every figure; 0 for none (default %(default)s)",
     )
     add("--json", action="store_true", help="print JSON")
     add("--html", type=Path, help="write a report with plots to this file")
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge a seeded sample of more distinct prompts; default: as the head was fitted",
     )
     add("--cache", type=Path, help="folder for features; default: the user's cache")
+    add_fleet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     check_output_file("--html", args.html)
     cache_folder = args.cache or CACHE_FOLDER / "features"
     check_cache(cache_folder)
+    columns = columns_of(args.fleet)
     question = Question(
         files=tuple(args.outcomes),
         router=router_folder(args.router),
@@ -65,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         max_prompts=args.max_prompts,
         cache_folder=cache_folder,
+        columns=columns,
     )
     result = evaluate(question, lambda line: print(line, file=sys.stderr, flush=True))
     if args.html:

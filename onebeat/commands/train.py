@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from onebeat.engine.hub import router_folder
 
     recipes: tuple[Recipe, ...] = fit.RECIPES
-    fleet = columns_of(args.fleet)
+    fleet = columns_of(args.fleet)  # Before anything long starts.
     if args.recipe:
         known = (*fit.RECIPES, *fit.NETWORKS)
         recipes = tuple(recipe for recipe in known if recipe.kind in args.recipe)

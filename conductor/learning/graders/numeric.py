@@ -2,28 +2,33 @@
 
 Enters: an answer and a reference, as text. Leaves: a `Grade`. Exact where both are exact; a decimal agrees with what
 rounds to it: the coarser of both sets the last digit that counts, if it has two decimals and two significant digits or
-more. Does no algebra: an expression that is not one number, a denial, a range or a choice cannot be graded here.
+more. A measure in several units, `1 hour 30 minutes`, is their sum. Does no algebra: an expression that is not one
+number, a denial, a bound, a range or a choice cannot be graded here.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
+from onebeat.conductor.learning.graders.around import goes_on, in_brackets, is_a_side, is_about, is_other, signed
 from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right, wrong
 from onebeat.conductor.learning.graders.plain import plain
+from onebeat.conductor.learning.graders.sums import SUM, summed
 from onebeat.conductor.learning.graders.units import unit_of
 
 LONGEST_NAME = 40
+NEARLY = Fraction(1, 20)
+"""Of the reference: what is said to be approximate and is that near may be a rounding of it."""
 MAX_DIGITS = 300
 """Of a number and its power of ten together: beyond them it is no answer, and no float either."""
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 _INTEGER = r"\{?\(?(?:[-+]?\d+)\)?\}?"
 _VALUE = re.compile(
-    rf"(?P<sign>[-+])?(?P<money>(?:[A-Z]{{1,2}})?[$€£¥₹]\s*|(?:USD|EUR|GBP|JPY|INR)\s+)?"
+    rf"(?P<sign>[-+])?(?P<sum>{SUM})?(?P<money>(?:[A-Z]{{1,2}})?[$€£¥₹]\s*|(?:USD|EUR|GBP|JPY|INR)\s+)?"
     rf"(?:(?P<whole>\d+)\s+(?P<above>\d+)\s*/\s*(?P<under>\d+)"
     rf"|(?P<number>{_DECIMAL})(?P<ten>(?:[eE]|\s*[x×*·]\s*10\s*\^\s*){_INTEGER})?"
     rf"(?:\s*\^\s*(?P<power>{_INTEGER}))?(?:\s*/\s*(?P<below>{_DECIMAL}))?)"
@@ -37,7 +42,8 @@ _UNIT = re.compile(
 _CUE = re.compile(r"####\s*|(?i:(?:final answer|answer)\s*(?:\*\*)?\s*(?:is|=|:)\s*(?:\*\*)?\s*:?\s*)")
 _HEDGE = re.compile(r"(?i)\b(?:not|never|neither|nor|either|between|than|least|most|cannot|without|except)\b|n['’]t\b")
 _JOINED = re.compile(
-    r"\s*|\s*(?:[A-Za-z]+|[%°])?\s*(?:[;&–—,-]|,?\s*(?:or|and|to|through|out of|of|vs\.?|versus|plus|minus|times|over))"
+    r"\s*|\s*(?:[A-Za-z]+|[%°])?\s*(?:[;&–—,-]"
+    r"|,?\s*(?:or|and|then|to|through|out of|of|vs\.?|versus|plus|minus|times|over))"
     r"\s*(?:even|maybe|perhaps|possibly)?\s*",
     re.IGNORECASE,
 )
@@ -47,6 +53,7 @@ _FILLER = re.compile(
 )
 
 
+_BETWEEN_BOXES = re.compile(r"[\s$]*(?:[,;/&]|,?\s*(?:or|and))?[\s$]*")
 _APPLIED = re.compile(r"(?i)[A-Za-z]\($|\b(?:log|ln|exp|sqrt|sin|cos|tan|roots? of)\s*\(?\s*$")
 """What stands before an argument, `f(3)`, `log 2`, `the square root of 2`."""
 
@@ -64,6 +71,10 @@ class Quantity:
     kind: str | None
     """What the unit measures; None where there is no unit, or none that is known."""
     factor: Fraction
+    summed: bool = False
+    """Whether it was written in several units: which of them a bare number would be in is not known."""
+    about: bool = False
+    """Whether it is said to be approximate."""
 
 
 def grade_numeric(answer: str, reference: str) -> Grade:
@@ -74,6 +85,11 @@ def grade_numeric(answer: str, reference: str) -> Grade:
     given, why = final_quantity(answer)
     if given is None:
         return cannot_grade(why)
+    for one, other, whose in ((given, wanted, "reference"), (wanted, given, "answer")):
+        if one.summed and not other.unit:
+            return cannot_grade(f"the {whose}, {_told(other)}, names no unit")
+        if one.kind == "share" and not other.unit and one.value * one.factor == other.value:
+            return cannot_grade(f"{_told(one)} and {_told(other)} are the same share, or a hundredth of it")
     left, goal = Fraction(1), Fraction(1)
     if wanted.unit and given.unit:
         if wanted.kind is None or given.kind is None:
@@ -92,6 +108,8 @@ def grade_numeric(answer: str, reference: str) -> Grade:
         step, coarser = max(steps, key=lambda one: one[0])
         if coarser.roundable and abs(given.value * left - wanted.value * goal) <= step / 2:
             return right(f"{float(given.value):g}, rounded")
+    if given.about and abs(given.value * left - wanted.value * goal) <= NEARLY * abs(wanted.value * goal):
+        return cannot_grade(f"it is said to be about {_told(given)}, and {_told(wanted)} is")
     return wrong(f"{_told(given)} is not {_told(wanted)}")
 
 
@@ -105,12 +123,14 @@ def final_quantity(answer: str) -> tuple[Quantity | None, str]:
     None, and why, where there is none, where it is part of an expression, or where it is denied or one of several.
     """
     if (inside := boxed(answer)) is not None:
+        if joined_boxes(answer):
+            return None, "it boxes several answers"
         found = parse(inside)
         return found, "" if found else f"what is boxed, {inside[:40]!r}, is not a number"
     whole = parse(answer)
     if whole is not None:
         return whole, ""
-    text = plain(answer)
+    text = signed(summed(plain(answer)))
     cues = list(_CUE.finditer(text))
     if cues:
         start = cues[-1].end()
@@ -125,7 +145,7 @@ def final_quantity(answer: str) -> tuple[Quantity | None, str]:
 
 def _stated(line: str, start: int | None) -> tuple[Quantity | None, str]:
     """The number that a line settles on: the leading one after `start` or a last `=`, else the last one."""
-    equal = max(line.rfind("="), line.rfind("≈"))
+    equal, cue = max(line.rfind("="), line.rfind("≈")), start
     where = f"the final answer {line[start:][:40]!r}" if start is not None else "its last line"
     if equal >= (start or 0):
         if re.search(r"[=≈][^=≈]*(?:[,;]\s|\b(?:and|or)\b)[^=≈]*[=≈]", line[start or 0 :]):
@@ -137,6 +157,12 @@ def _stated(line: str, start: int | None) -> tuple[Quantity | None, str]:
     leads = start is not None and not line[start : matches[0].start()].strip(" ([")
     place = 0 if leads else len(matches) - 1
     chosen = matches[place]
+    if leads and cue is None and goes_on(line[chosen.end() :]):
+        return None, f"{where} goes on after its equation"
+    if not leads and place > 0:
+        between = line[_end(line, matches[place - 1]) : chosen.start()]
+        if is_a_side(between) or (in_brackets(between) and not _agree(matches[place - 1], chosen, line)):
+            return None, f"{where} names several numbers"
     clause = re.split(r"[.,;:!?]\s", line[: chosen.start()])[-1]
     if _HEDGE.search(clause):
         return None, f"{where} denies or bounds its number"
@@ -147,6 +173,14 @@ def _stated(line: str, start: int | None) -> tuple[Quantity | None, str]:
     return found, "" if found else f"{where} holds an expression that is not evaluated here"
 
 
+def _agree(first: re.Match[str], second: re.Match[str], line: str) -> bool:
+    """Whether two numbers with units are the same quantity."""
+    one, other = _quantity(first, line), _quantity(second, line)
+    if one is None or other is None or one.kind != other.kind:
+        return False
+    return one.value * one.factor == other.value * other.factor
+
+
 def _in_a_name(text: str, match: re.Match[str]) -> bool:
     """Whether the digits belong to a name, like `H2O`: no number at all."""
     return (
@@ -155,36 +189,53 @@ def _in_a_name(text: str, match: re.Match[str]) -> bool:
 
 
 def boxed(text: str) -> str | None:
-    """The inside of the last `\\boxed{...}`, braces balanced."""
-    start = text.rfind("\\boxed{")
+    """The inside of the last `\\boxed{...}` or `\\fbox{...}`, braces balanced."""
+    found = _last_box(text)
+    return None if found is None else text[found[1] : found[2]]
+
+
+def joined_boxes(text: str) -> bool:
+    """Whether the last box and the one before it are named together, as in `\\boxed{3} or \\boxed{4}`, and differ."""
+    last = _last_box(text)
+    before = _last_box(text[: last[0]]) if last else None
+    if last is None or before is None or text[before[1] : before[2]] == text[last[1] : last[2]]:
+        return False
+    return _BETWEEN_BOXES.fullmatch(text, before[2] + 1, last[0]) is not None
+
+
+def _last_box(text: str) -> tuple[int, int, int] | None:
+    """(where the last box starts, where its inside starts, where that ends)."""
+    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
     if start < 0:
         return None
-    depth = 0
-    for place in range(start + 6, len(text)):
+    inside, depth = text.index("{", start) + 1, 1
+    for place in range(inside, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)
         if depth == 0:
-            return text[start + 7 : place]
+            return start, inside, place
     return None
 
 
 def parse(text: str) -> Quantity | None:
     """The number that `text` is, units and LaTeX aside, or is set equal to, as `x = 5`. None: it is not one."""
-    body = plain(text).strip().rstrip(".").strip()
+    body = signed(summed(plain(text))).strip().rstrip(".").strip()
     if "\n" in body:
         return None
     if re.search(r"[=≈][^=≈]*(?:[,;]\s|\b(?:and|or)\b)[^=≈]*[=≈]", body):
         return None
+    approximate = body.rfind("≈") > body.rfind("=")
     body = re.split(r"[=≈]", body)[-1].strip()
     match = _VALUE.match(body)
     found = _quantity(match, body) if match else None
     if found is None or match is None:
         return None
+    found = replace(found, about=found.about or approximate)
     rest = body[match.end() :].strip()
     if not rest or (found.unit is not None and body[_end(body, match) :].strip() == ""):
         return found
     if not re.fullmatch(r"[A-Za-z]+(?:\s[A-Za-z]+)?", rest) or _FILLER.match(rest):
         return None
-    return Quantity(found.value, found.step, found.roundable, rest, None, Fraction(1))
+    return replace(found, unit=rest, kind=None, factor=Fraction(1))
 
 
 def _unit_after(text: str, match: re.Match[str]) -> tuple[str, int] | None:
@@ -212,13 +263,13 @@ def _evaluated(text: str, match: re.Match[str]) -> bool:
     variable = r"(?:\d|(?<![A-Za-z])[A-Za-z]|\))\s*"
     if re.search(rf"[\w.{{}}^\\√π]$|[+*/^×·÷√<>≤≥≠π]\s*$|\d[,:]$|{variable}[-–—]\s*$|^\s*[-–]\s+$", before):
         return False
-    if _APPLIED.search(before):
+    if _APPLIED.search(before) or is_other(before, after, beyond):
         return False
     if re.search(r"\\[A-Za-z]+\s*[{(\[]?\s*$", before) or (match["sign"] and re.search(rf"{variable}$", before)):
         return False
-    if re.match(r"[\d{}^_\\√π!²³(]|-\S|[,.:]\d", after) or re.match(r"\s*[-–—]\s*\d", beyond):
+    if re.match(r"[\d{}^_\\√π!²³(]|-\S|[,.:]\d", after) or re.match(r"\s*[-–—]\s*\d|\d", beyond):
         return False
-    if re.match(r"[A-Za-z]", after) and _end(text, match) == match.end():
+    if re.match(r"[A-Za-z]", after) and (match["money"] or _end(text, match) == match.end()):
         return False
     return not re.match(r"\s*(?:[+*/^×·÷√π<>≤≥≠\\]|x\s*\d)", beyond)
 
@@ -236,7 +287,9 @@ def _quantity(match: re.Match[str], text: str) -> Quantity | None:
     after = _unit_after(text, match)
     name = match["money"].strip() if match["money"] else (after[0] if after else None)
     known = unit_of(name) if name else None
-    return Quantity(value, step, roundable, name, known[0] if known else None, known[1] if known else Fraction(1))
+    kind, factor = known or (None, Fraction(1))
+    about = is_about(text[: match.start()])
+    return Quantity(value, step, roundable, name, kind, factor, match["sum"] is not None, about)
 
 
 def _value(match: re.Match[str]) -> tuple[Fraction, Fraction | None, bool] | None:

@@ -13,13 +13,15 @@ import unicodedata
 def plain(text: str) -> str:
     """`text` without what only frames or spaces it."""
     text = re.sub(r"[¼-¾⅐-⅞]", lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("⁄", "/"), text)
+    text = re.sub(r"(?<=\d)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda found: "^{" + _lowered(found[0]) + "}", text)
     text = text.replace("−", "-").replace("{,}", ",").replace("\\$", "\ue000")
     # A dollar sign is LaTeX's frame where a pair holds something tight between them, and money elsewhere.
     text = re.sub(r"(?<!\d)\$(?=\S)([^$\n]*?\S)\$(?!\d)", r" \1 ", text.replace("$$", " "))
     text = re.sub(r"(\d),\\!(\d{3})", r"\1,\2", text)
-    text = re.sub(r"(?<=\d)\\[dt]?frac", r" \\frac", text)
-    text = re.sub(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}", r"\1/\2", text)
-    text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"\1/\2", text)
+    text = re.sub(r"(?<=\d)\\[cdt]?frac", r" \\frac", text)
+    text = re.sub(r"\\[cdt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*-\s*(\d+)\s*\}", r"-\1/\2", text)
+    text = re.sub(r"\\[cdt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}", r"\1/\2", text)
+    text = re.sub(r"\\[cdt]?frac\s*(\d)\s*(\d)", r"\1/\2", text)
     text = re.sub(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text)
     text = re.sub(r"\\(?:times|cdot)\b", "×", text)
@@ -29,3 +31,7 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<=\d)\*\*(?=\d)", "^", text)
     text = re.sub(r"\*{2,}|_{2,}|`+", "", text)
     return re.sub(r"(?<!\w)([*_])(\S(?:[^*_\n]*\S)?)\1(?!\w)", r"\2", text)
+
+
+def _lowered(superscript: str) -> str:
+    return unicodedata.normalize("NFKC", superscript).replace("−", "-")

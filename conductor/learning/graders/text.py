@@ -10,29 +10,38 @@ import unicodedata
 from collections.abc import Sequence
 
 from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right, wrong
-from onebeat.conductor.learning.graders.numeric import boxed
+from onebeat.conductor.learning.graders.numeric import boxed, joined_boxes
 from onebeat.conductor.learning.graders.plain import plain
 
 _LETTER = (
     r"[\"'(\[*]{0,3}([A-Z])"
     r"(?=\s*$|\s*[)\].,:;*\"–—-](?!\w)|'(?!\w)|[)\]*]|\s*\n|\s*\(|\s+(?:because|since|as|due|given|for|which|or|and)\b)"
 )
-_STATED = re.compile(
-    r"(?i:\b(?:answer|(?:correct|best|right) (?:option|choice))\s*\**\s*(?:is|:|=|must be|would be)\s*:?\s*\**\s*)"
-    rf"(?i:(?:option|choice)\s+)?{_LETTER}"
+_LOW = (
+    r"[\"'*]{0,3}(?:[(\[]([a-z])[)\]]|([a-z])[)\]](?!\w)|([b-hj-z])(?=[\"'*]*[.!]?[\"'*]*[^\S\n]*(?:\n|$))"
+    r"|([ai])(?=[\"'*]*(?:[.!][\"'*]*[^\S\n]*(?:\n|$)|[^\S\n]*(?:\n\s*[^a-z\s]|\n\s*$|$))))"
 )
+"""A small letter counts in brackets, or at the end of a line: `the answer is a bit subtle` names none."""
+_CUE = r"\b(?:answer|(?:correct|best|right) (?:option|choice))\s*\**\s*(?:is|:|=|must be|would be)\s*:?\s*\**\s*"
+_STATED = re.compile(rf"(?i:{_CUE}(?:option|choice)?\s*)(?:{_LETTER}|{_LOW})")
 _SAID = re.compile(
-    rf"(?i:\b(?:it is|it's|it must be|it has to be|i choose|i pick|i select|go with)\s+(?:option|choice)?\s*){_LETTER}"
+    r"(?i:\b(?:it is|it's|it must be|it has to be|i choose|i pick|i select|go with)\s+(?:option|choice)?\s*)"
+    rf"(?:{_LETTER}|[(\[]([a-z])[)\]])"
+    r"|(?i:\b(?:option|choice)\s+)([a-z])\b(?=\s+is\s+(?:the\s+)?(?:correct|right|best)\b)"
+    r"|(?<!\w)[(\[]([a-z])[)\]]\s+is\s+(?:the\s+)?(?:correct|right|best)(?=\s*(?:$|[.,;:!]|answer|option|choice|one\b))"
     r"|(?<!\w)\(?([A-Z])\)?\s+is\s+(?:the\s+)?(?:correct|right|best)(?=\s*(?:$|[.,;:!]|answer|option|choice|one\b|because))"
 )
-_ALONE = re.compile(r"^[\s\"'(\[*]*([A-Z])[\s\"')\].:*]*$")
-_LEADING = re.compile(r"^[\s\"'(\[*]*([A-Z])[)\].:]\s+(?!(?:is|isn|was|can|could|seems|looks)\b)")
+_ALONE = re.compile(r"^[\s\"'(\[*]*([A-Za-z])[\s\"')\].:*]*$")
+_LEADING = re.compile(
+    r"^[\s\"'(\[*]*(?:([A-Z])[)\].:]|([a-z])[)\]])\**\s+(?!(?:is|isn|was|can|could|seems|looks|or|and|nor)\b)"
+)
 _MENTIONED = re.compile(r"(?<![A-Za-z])\(?([A-Z])\)(?![A-Za-z])")
 _DENIED = re.compile(
     r"(?i)\b(?:not|never|neither|nor|either|cannot|if|unless|wrong|incorrect|false|eliminated)\b|n['’]t\b"
 )
 _ANOTHER = re.compile(
-    r"[\s)\]*\"']*(?:,|/|&|,?\s*\b(?:or|and)\b)\s*(?:either\s+|option\s+)?[(\[*\"']{0,3}[A-Z](?![A-Za-z'’])"
+    r"[\s)\]*\"']*(?:,|/|&|,?\s*\b(?:or|and)\b)\s*(?:either\s+|option\s+)?[(\[*\"']{0,3}"
+    r"(?:[A-Z]|[a-z](?=[)\]])|[b-hj-z])(?![A-Za-z'’])"
 )
 MOST_FRAMES = 8
 """Of quotes and marks around a text, within each other."""
@@ -46,6 +55,8 @@ def grade_exact(answer: str, reference: str) -> Grade:
         return cannot_grade("the reference is empty")
     if not answer.strip():
         return cannot_grade("the answer is empty")
+    if joined_boxes(answer):
+        return cannot_grade("the answer boxes several texts")
     return right("same text") if wanted in _conclusions(answer) else wrong("other text")
 
 
@@ -113,7 +124,10 @@ def chosen_letter(answer: str, letters: Sequence[str]) -> tuple[str | None, str]
     inside = boxed(answer)
     if inside is not None:
         match = _ALONE.match(re.sub(r"\\text\{([^}]*)\}", r"\1", inside))
-        return (match[1], "") if match and match[1] in letters else (None, "what is boxed is not one letter")
+        letter = match[1].upper() if match else ""
+        if joined_boxes(answer):
+            return None, "it boxes several letters"
+        return (letter, "") if letter in letters else (None, "what is boxed is not one letter")
     answer = plain(answer)
     stated, said = _claims(_STATED, answer, letters), _claims(_SAID, answer, letters)
     if stated or said:
@@ -124,17 +138,22 @@ def chosen_letter(answer: str, letters: Sequence[str]) -> tuple[str | None, str]
     mentioned = sorted(set(_MENTIONED.findall(answer)) & set(letters))
     lines = [line for line in answer.strip().splitlines() if line.strip()]
     ends = [match for line in (lines[-1:] + lines[:1]) if (match := _ALONE.match(line) or _LEADING.match(line))]
-    found = {match[1] for match in ends if match[1] in letters} | set(mentioned)
+    found = ({_letter_of(match) for match in ends} & set(letters)) | set(mentioned)
     if len(found) == 1 and not (_DENIED.search(answer) and not ends):
         return found.pop(), ""
     return None, f"it settles on no letter (mentioned: {', '.join(sorted(found)) or 'none'})"
+
+
+def _letter_of(match: re.Match[str]) -> str:
+    """The one letter that a pattern found, as a capital."""
+    return next(group for group in match.groups() if group).upper()
 
 
 def _claims(pattern: re.Pattern[str], answer: str, letters: Sequence[str]) -> list[tuple[int, str]]:
     """(place, letter) of what is claimed and not denied; the letter is empty where several are named at once."""
     found = []
     for match in pattern.finditer(answer):
-        letter = next(group for group in match.groups() if group)
+        letter = _letter_of(match)
         clause = re.split(r"[.,;:!?\n]", answer[: match.start()])[-1]
         if letter in letters and not _DENIED.search(clause):
             found.append((match.start(), "" if _ANOTHER.match(answer, match.end()) else letter))

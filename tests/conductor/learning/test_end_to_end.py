@@ -75,14 +75,15 @@ def test_eval_in_text_json_and_html(house: Path, capsys: pytest.CaptureFixture[s
     assert "40 nearest neighbours" in text.out
     assert "not judged, because the router has no column for them: other\n" in text.err
     written = page.read_text()
-    assert written.count("<svg") == 2
+    assert written.count("<svg") == written.count("<desc>") == 3
+    assert "<script" not in written
     assert "http" not in written
     assert main([*common, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["prompts"] == 48
     assert set(result["routers"]) >= {"onebeat", "oracle", "per-source means", "TF-IDF logistic"}
     assert result["routers"]["oracle"]["most_quality"] >= result["routers"]["onebeat"]["most_quality"]
-    assert set(result["routellm"]["onebeat"]) == {"apgr", "cpt50", "cpt80"}
+    assert {"apgr", "cpt50", "cpt80", "pgr"} <= set(result["routellm"]["routers"]["onebeat"])
     low, high = result["prediction"]["auc_interval"]
     assert low <= result["prediction"]["auc"] <= high
     assert [row["target"] for row in result["targets"]] == ["90%", "95%", "98%"]

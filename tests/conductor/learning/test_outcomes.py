@@ -96,7 +96,7 @@ def test_everything_odd_is_counted_with_its_place(tmp_path: Path) -> None:
         "without a score": 1,
         "without a prompt": 1,
         "without a model": 1,
-        "with output_tokens that is not a number of zero or more (ignored)": 1,
+        "with output_tokens that is not a number from 0 to 1e+12 (ignored)": 1,
         "with a time that is neither ISO 8601 nor seconds (ignored)": 1,
         "with a propensity that is not above 0 and at most 1 (ignored)": 1,
         "of a model that is not asked for (left out)": 1,
@@ -125,7 +125,7 @@ def test_integers_beyond_every_float_are_counted(tmp_path: Path) -> None:
     )
     assert dict(read_outcomes([path]).report.problems) == {
         "with a score outside 0..1 (left out)": 1,
-        "with output_tokens that is not a number of zero or more (ignored)": 1,
+        "with output_tokens that is not a number from 0 to 1e+12 (ignored)": 1,
         "with a time that is neither ISO 8601 nor seconds (ignored)": 1,
     }
 
