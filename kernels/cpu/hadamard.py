@@ -27,10 +27,9 @@ def hadamard(rows: Tensor, block: int) -> Tensor:
         return rows
     # Runs stand in columns, so that every sum is one of two contiguous halves.
     columns = rows.reshape(-1, block).t().contiguous()
-    size = 1
+    runs, size = columns.shape[1], 1
     while size < block:
-        halves = columns.view(-1, 2, size, columns.shape[1])
-        low, high = halves[:, 0], halves[:, 1]
+        low, high = columns.view(-1, 2, size, runs).unbind(1)
         columns = torch.stack([low + high, low - high], dim=1)
         size *= 2
-    return columns.view(block, -1).t().reshape(rows.shape)
+    return columns.view(block, runs).t().reshape(rows.shape)
