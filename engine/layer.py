@@ -39,8 +39,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activation:
-    """Rows on their way into a matrix: float [T, K], or int8 [T, K], transformed likewise, with one float32 scale per row
-    [T]."""
+    """Rows on their way into a matrix: float [T, K], or int8 [T, K], transformed likewise, with their scales [T]."""
 
     rows: Tensor
     scale: Tensor | None = None

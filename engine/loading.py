@@ -195,6 +195,4 @@ def _ordered(matrix: Matrix, order: Tensor) -> Matrix:
 def _product(matrix: Matrix, ordered: Callable[[Tensor], Tensor] = lambda rows: rows, block: int = 0) -> Product:
     if matrix.scale is None:
         return KeptProduct(ordered(matrix.weight))
-    return Int8Product(
-        ordered(matrix.weight), ordered(matrix.scale), block or hadamard_block(matrix.weight.shape[1])
-    )
+    return Int8Product(ordered(matrix.weight), ordered(matrix.scale), block or hadamard_block(matrix.weight.shape[1]))
