@@ -48,14 +48,15 @@ class Product(Protocol):
 
 
 class Int8Product:
-    """A matrix in int8: rows are quantised with one scale each."""
+    """A matrix in int8: rows are transformed and quantised with one scale each."""
 
-    def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        """weight int8 [N, K], scale float32 [N]."""
+    def __init__(self, weight: Tensor, scale: Tensor, block: int) -> None:
+        """weight int8 [N, K], scale float32 [N]; rows are transformed in runs of `block` values, as `weight` was."""
         self.packed = PackedMatrix(weight, scale / LEVELS)
+        self.block = block
 
     def __call__(self, rows: Tensor, chunks: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        quantized, largest = quantize_in_place(rows)
+        quantized, largest = quantize_in_place(rows, self.block)
         return self.packed.multiply(quantized), largest
 
 

@@ -28,6 +28,11 @@ INT8_FILE = "int8.safetensors"
 """The name of the copy in a folder that `onebeat quantize` wrote."""
 CHECK = "check."
 """Prefix of the int64 [1] tensor that holds another one's word sum."""
+FORMAT = 3
+"""Goes up when the same checkpoint would give another int8 copy. 3: rows and weights are Hadamard-transformed in runs,
+as `kernels.cpu.hadamard.hadamard_block` says; products with a copy from before would be nonsense."""
+FORMAT_NAME = "format"
+"""The int64 [1] tensor that holds it."""
 HEADER_BYTES_PER_TENSOR = 256
 NAMES = {torch.int8: "I8", torch.int64: "I64", torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16"}
 
@@ -69,11 +74,12 @@ class Int8Writer:
 def int8_writer(path: Path, tensors: int) -> Iterator[Int8Writer]:
     """A writer for at most `tensors` tensors; the file appears at `path` when the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    header_bytes = 2 * tensors * HEADER_BYTES_PER_TENSOR
+    header_bytes = 2 * (tensors + 1) * HEADER_BYTES_PER_TENSOR
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".int8-", delete=False) as half:
         try:
             half.write(bytes(8 + header_bytes))
             writer = Int8Writer(half.file, header_bytes)
+            writer.add(FORMAT_NAME, torch.tensor([FORMAT], dtype=torch.int64))
             yield writer
             writer.finish()
             half.flush()
@@ -86,11 +92,17 @@ def int8_writer(path: Path, tensors: int) -> Iterator[Int8Writer]:
 
 
 class Int8File:
-    """An int8 copy, open for reading. Raises `WeightError` for a damaged one."""
+    """An int8 copy, open for reading. Raises `WeightError` for a damaged one, and for one of another format."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = SafetensorsFile(path)
+        found = int(self.tensor(FORMAT_NAME)[0]) if FORMAT_NAME in self else "before 3"
+        if found != FORMAT:
+            raise WeightError(
+                f"{path} is an int8 copy of format {found} and this onebeat reads format {FORMAT}; write it again with "
+                "onebeat quantize."
+            )
 
     def __contains__(self, name: object) -> bool:
         return name in self._file.entries

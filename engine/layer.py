@@ -18,6 +18,7 @@ from onebeat.engine.batch import Batch
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.rotary import Rotation
 from onebeat.kernels.attention import attention
+from onebeat.kernels.cpu.hadamard import hadamard_block
 from onebeat.kernels.int8_matmul import int8_matmul, int8_matmul_swiglu
 from onebeat.kernels.paged_attention import paged_attention
 from onebeat.kernels.quantize import quantize_rows
@@ -28,7 +29,7 @@ from onebeat.kernels.swiglu import swiglu
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrix:
-    """One weight [N, K]: float, or int8 with one float32 scale per row [N]."""
+    """One weight [N, K]: float, or int8 with one float32 scale per row [N], transformed as `hadamard_block(K)` says."""
 
     weight: Tensor
     scale: Tensor | None = None
@@ -38,7 +39,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activation:
-    """Rows on their way into a matrix: float [T, K], or int8 [T, K] with one float32 scale per row [T]."""
+    """Rows on their way into a matrix: float [T, K], or int8 [T, K], transformed likewise, with their scales [T]."""
 
     rows: Tensor
     scale: Tensor | None = None
@@ -124,7 +125,7 @@ class Layer:
         """[T, H] normed, as the matrix `into` takes it."""
         if into.scale is None:
             return Activation(rms_norm(x, weight, self.config.norm_eps)[0])
-        rows, scale, _ = rms_norm_quantize(x, weight, self.config.norm_eps)
+        rows, scale, _ = rms_norm_quantize(x, weight, self.config.norm_eps, hadamard=hadamard_block(x.shape[1]))
         return Activation(rows, scale)
 
     def _product(
@@ -156,4 +157,6 @@ class Layer:
 
 def _entering(rows: Tensor, into: Matrix) -> Activation:
     """[T, K] as the matrix `into` takes it."""
-    return Activation(rows) if into.scale is None else Activation(*quantize_rows(rows))
+    if into.scale is None:
+        return Activation(rows)
+    return Activation(*quantize_rows(rows, hadamard=hadamard_block(rows.shape[1])))

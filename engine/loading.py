@@ -6,7 +6,7 @@ that an int8 backbone never needs more memory than its int8 size plus one float 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -29,6 +29,7 @@ from onebeat.engine.default_router import CACHE_FOLDER
 from onebeat.engine.layer import Layer, Matrix
 from onebeat.engine.model import Backbone, DecoderLayer
 from onebeat.engine.native_layer import NATIVE_CHUNK_TOKENS, NativeInt8Layer, fits
+from onebeat.kernels.cpu.hadamard import hadamard_block
 from onebeat.kernels.cpu.native import native_kernels
 from onebeat.kernels.quantize import quantize_weight
 
@@ -63,7 +64,9 @@ class Quantizer:
     def matrix(self, name: str) -> Matrix:
         """See `MatrixSource`."""
         weight = self.weights.tensor(name)
-        return Matrix(weight.bfloat16()) if name in self.keep_bf16 else Matrix(*quantize_weight(weight))
+        if name in self.keep_bf16:
+            return Matrix(weight.bfloat16())
+        return Matrix(*quantize_weight(weight, hadamard=hadamard_block(weight.shape[1])))
 
 
 def load_backbone(
@@ -161,11 +164,11 @@ class _Loader:
         return CpuInt8Layer(
             self.config,
             norms["input_norm"],
-            _product(*_parts(matrices["qkv"])),
-            _product(*_parts(matrices["attention_out"])),
+            _product(matrices["qkv"]),
+            _product(matrices["attention_out"]),
             norms["post_norm"],
-            _product(halved_rows(gate_up.weight), None if gate_up.scale is None else halved_rows(gate_up.scale)),
-            _product(padded_columns(down.weight), down.scale),
+            _product(gate_up, halved_rows),
+            _product(Matrix(padded_columns(down.weight), down.scale), block=hadamard_block(down.weight.shape[1])),
             biases["qkv"],
             biases["attention_out"],
             norms.get("q_norm"),
@@ -189,9 +192,7 @@ def _ordered(matrix: Matrix, order: Tensor) -> Matrix:
     return Matrix(matrix.weight[order], None if matrix.scale is None else matrix.scale[order])
 
 
-def _parts(matrix: Matrix) -> tuple[Tensor, Tensor | None]:
-    return matrix.weight, matrix.scale
-
-
-def _product(weight: Tensor, scale: Tensor | None) -> Product:
-    return KeptProduct(weight) if scale is None else Int8Product(weight, scale)
+def _product(matrix: Matrix, ordered: Callable[[Tensor], Tensor] = lambda rows: rows, block: int = 0) -> Product:
+    if matrix.scale is None:
+        return KeptProduct(ordered(matrix.weight))
+    return Int8Product(ordered(matrix.weight), ordered(matrix.scale), block or hadamard_block(matrix.weight.shape[1]))

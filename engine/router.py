@@ -27,9 +27,9 @@ from onebeat.engine.foreign_heads import ForeignHead
 from onebeat.engine.head import Head
 from onebeat.engine.head_file import load_head
 from onebeat.engine.hub import router_folder
+from onebeat.engine.int8_file import FORMAT as INT8_FORMAT
 from onebeat.engine.int8_file import Int8File
 from onebeat.engine.loading import Precision
-from onebeat.engine.quantize import FORMAT as INT8_FORMAT
 from onebeat.engine.records import Column, Prompt, Scores, Timing
 from onebeat.engine.router_config import RouterConfig
 from onebeat.engine.router_files import HEAD_FILES, TEXT_FILES

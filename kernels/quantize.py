@@ -78,16 +78,16 @@ def plan(x: Tensor, out: Tensor, scale: Tensor, gpu: Facts) -> Launch:
     )
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, hadamard: int = 1) -> tuple[Tensor, Tensor]:
     """Quantises each row. x [T, K] -> (int8 [T, K], scale float32 [T]). Raises KernelError."""
     expect("quantize_rows", "x", x, FLOATS, (None, None))
-    return cpu_quantize_rows(x) if x.is_cpu else _launch(x)
+    return cpu_quantize_rows(x, hadamard) if x.is_cpu else _launch(x)
 
 
-def quantize_weight(w: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_weight(w: Tensor, hadamard: int = 1) -> tuple[Tensor, Tensor]:
     """Quantises each output channel. w [N, K] -> (int8 [N, K], scale float32 [N]). Raises KernelError."""
     expect("quantize_weight", "w", w, FLOATS, (None, None))
-    return cpu_quantize_rows(w) if w.is_cpu else _launch(w)
+    return cpu_quantize_rows(w / hadamard, hadamard) if w.is_cpu else _launch(w)
 
 
 def _launch(x: Tensor) -> tuple[Tensor, Tensor]:

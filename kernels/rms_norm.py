@@ -101,12 +101,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None =
 
 
 def rms_norm_quantize(
-    x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None
+    x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None, hadamard: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x and residual [T, H], weight [H] -> (int8 [T, H], scale float32 [T], summed [T, H]), scaled as in quantize."""
     _check("rms_norm_quantize", x, weight, residual)
     if x.is_cpu:
-        return cpu_rms_norm_quantize(x, weight, eps, residual=residual)
+        return cpu_rms_norm_quantize(x, weight, eps, residual=residual, hadamard=hadamard)
     out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     summed = None if residual is None else torch.empty_like(x)

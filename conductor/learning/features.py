@@ -27,8 +27,8 @@ from onebeat.conductor.learning.fit import TapName
 from onebeat.engine.as_served import served_backbone, served_weights
 from onebeat.engine.config import BackboneConfig
 from onebeat.engine.errors import InputError
+from onebeat.engine.int8_file import FORMAT as INT8_FORMAT
 from onebeat.engine.loading import Precision
-from onebeat.engine.quantize import FORMAT as INT8_FORMAT
 from onebeat.engine.records import Prompt
 from onebeat.engine.runner import Runner, TapPooling
 from onebeat.engine.tokens import PromptTokenizer

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onebeat.kernels.cpu.hadamard import hadamard
+
 LEVELS = 127.0
 """The largest int8 that is used; -128 is not."""
 LANES = 32
@@ -27,11 +29,12 @@ SMALLEST = 1e-30
 _LEVELS = torch.tensor(LEVELS)
 
 
-def quantize_in_place(rows: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_in_place(rows: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """rows float32 [T, K] -> (int8 [T, K], largest magnitude float32 [T, 1]); a value is int8 * largest / LEVELS.
 
-    Rounds half to even. Overwrites `rows`.
+    Transforms runs of `block` values first (`hadamard`; 1: none). Rounds half to even. Overwrites `rows`.
     """
+    rows = hadamard(rows, block)
     largest = rows.abs().amax(-1, keepdim=True).clamp_min_(SMALLEST)
     return rows.mul_(torch.div(_LEVELS, largest)).round_().to(torch.int8), largest
 

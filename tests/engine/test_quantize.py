@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from onebeat import Router
 from onebeat.cli import main
+from onebeat.engine import quantize
 from onebeat.engine.batch import pack
 from onebeat.engine.errors import WeightError
 from onebeat.engine.int8_file import Int8File, int8_writer, word_sum
 from onebeat.engine.loading import load_backbone
-from onebeat.engine.quantize import MatrixError, load_int8_backbone, write_int8
+from onebeat.engine.quantize import MatrixError, load_int8_backbone, product_error, write_int8
 from tests.engine.tiny_models import StateDict, backbone_of, build, config_of, prompt
 from tests.engine.tiny_routers import edit_json, tiny_router
 
@@ -161,6 +162,24 @@ def test_the_file_is_one_that_the_safetensors_library_reads(tmp_path: Path) -> N
         for name, tensor in tensors.items():
             assert torch.equal(file.get_tensor(name), tensor)
             assert int(file.get_tensor(f"check.{name}")) == word_sum(tensor)
+
+
+def test_a_copy_of_another_format_is_refused_by_name(tmp_path: Path) -> None:
+    quantized(build("llama"), tmp_path / "copy.safetensors")
+    tensors = load_file(tmp_path / "copy.safetensors")
+    del tensors["format"]
+    save_file(tensors, tmp_path / "old.safetensors")
+    with pytest.raises(WeightError, match="of format before 3 and this onebeat reads format 3; write it again"):
+        Int8File(tmp_path / "old.safetensors")
+
+
+def test_what_smoothing_leaves_is_spread_by_the_transform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token's outlier in a channel that is small for all others: no factor of that channel can help both."""
+    rows, weight = torch.randn(64, 128), torch.randn(96, 128)
+    rows[5, 17] = 300.0
+    spread = product_error(rows, weight, weight)
+    monkeypatch.setattr(quantize, "hadamard_block", lambda width: 1)
+    assert spread < 0.6 * product_error(rows, weight, weight)
 
 
 def test_every_word_counts() -> None:

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import ctypes
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from onebeat.engine.batch import pack
 from onebeat.engine.cpu_layer import CpuInt8Layer
 from onebeat.engine.native_layer import NativeInt8Layer
 from onebeat.kernels.cpu import native
-from onebeat.kernels.cpu.native.structures import gates_beside_ups, product
+from onebeat.kernels.cpu.hadamard import hadamard_block
+from onebeat.kernels.cpu.native.structures import Rows, gates_beside_ups, product
+from onebeat.kernels.cpu.rows import quantize_in_place
 from tests.engine.tiny_models import LLAMA3_ROPE, backbone_of, build, prompt
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -95,6 +98,27 @@ def test_products_are_exact(rows: int, columns: int, depth: int, built: native.N
     assert built.library is not None
     expected = left.double() @ weight.double().t()
     assert torch.equal(product(built.library, left, weight), expected.float())
+
+
+@pytest.mark.parametrize("width", [16, 40, 48, 96, 576, 1536])
+def test_rows_are_transformed_and_quantised_to_the_same_bits_as_in_torch(width: int, built: native.Native) -> None:
+    assert built.library is not None
+    rows = torch.randn(7, width, generator=torch.Generator().manual_seed(width))
+    rows[1], rows[2, width // 3] = 0, 900.0
+    stride, block = -(-width // 64) * 64, hadamard_block(width)
+    bytes_, scale, sums = torch.empty(7, stride, dtype=torch.int8), torch.empty(7), torch.empty(7, dtype=torch.int32)
+    held = Rows(bytes_.data_ptr(), stride, scale.data_ptr(), sums.data_ptr())
+    mixed, number, real = torch.empty(stride), ctypes.c_int64, ctypes.c_float
+    for index, row in enumerate(rows):
+        place = ctypes.c_void_p(row.data_ptr())
+        built.library.quantize_row(
+            *(place, None, real(0), number(width), number(block)),
+            *(ctypes.c_void_p(mixed.data_ptr()), ctypes.byref(held), number(index)),
+        )
+    expected, largest = quantize_in_place(rows.clone(), block)
+    assert torch.equal(bytes_[:, :width], expected)
+    assert torch.equal(scale, largest[:, 0] / 127)
+    assert torch.equal(sums, expected.sum(1, dtype=torch.int32))
 
 
 def test_the_largest_depth_of_a_known_model_does_not_overflow(built: native.Native) -> None:

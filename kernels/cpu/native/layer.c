@@ -18,6 +18,7 @@ typedef struct {
     float *scratch;          /* [threads, attention_scratch] */
     Rows rows;               /* [threads * TILE_ROWS] */
     float *gated;            /* [threads * TILE_ROWS, F] */
+    float *mixed;            /* [threads, rows.stride]: a row on its way into int8 */
     int64_t width, feed_forward, heads_width;
 } Workspace;
 
@@ -46,6 +47,7 @@ static int64_t lay_out(const Layer *layer, int64_t tokens, int64_t sequences, in
     work->rows.scale = take(base, &used, tile_rows * 4);
     work->rows.sum = take(base, &used, tile_rows * 4);
     work->gated = take(base, &used, tile_rows * work->feed_forward * 4);
+    work->mixed = take(base, &used, threads * work->rows.stride * 4);
     return used;
 }
 
@@ -102,8 +104,10 @@ static void before_attention(const Pass *pass, int64_t begin, int64_t end, int64
     const Layer *layer = pass->layer;
     const Workspace *work = pass->work;
     Rows rows = rows_from(work, thread * TILE_ROWS);
+    float *mixed = work->mixed + thread * work->rows.stride;
     for (int64_t row = begin; row < end; row++)
-        quantize_row(pass->x + row * layer->hidden, layer->input_norm, layer->norm_eps, layer->hidden, &rows, row - begin);
+        quantize_row(pass->x + row * layer->hidden, layer->input_norm, layer->norm_eps, layer->hidden,
+                     layer->qkv.hadamard, mixed, &rows, row - begin);
     Target heads = {STORE, work->heads + begin * work->heads_width, 0, work->heads_width, work->heads_width};
     multiply(&layer->qkv, &rows, 0, end - begin, 0, layer->qkv.blocks, &heads);
     for (int64_t row = begin; row < end; row++) turn(pass, row);
@@ -116,16 +120,19 @@ static void after_attention(const Pass *pass, int64_t begin, int64_t end, int64_
     Rows rows = rows_from(work, thread * TILE_ROWS);
     int64_t hidden = layer->hidden, query_width = layer->query_heads * layer->head_size, count = end - begin;
     float *gated = work->gated + thread * TILE_ROWS * work->feed_forward, *out = pass->out + begin * hidden;
+    float *mixed = work->mixed + thread * work->rows.stride;
     for (int64_t row = 0; row < count; row++)
-        quantize_row(work->heads + (begin + row) * work->heads_width, 0, 0, query_width, &rows, row);
+        quantize_row(work->heads + (begin + row) * work->heads_width, 0, 0, query_width, layer->attention_out.hadamard, mixed,
+                     &rows, row);
     Target attended = {ADD, out, pass->x + begin * hidden, hidden, hidden};
     multiply(&layer->attention_out, &rows, 0, count, 0, layer->attention_out.blocks, &attended);
     for (int64_t row = 0; row < count; row++)
-        quantize_row(out + row * hidden, layer->post_norm, layer->norm_eps, hidden, &rows, row);
+        quantize_row(out + row * hidden, layer->post_norm, layer->norm_eps, hidden, layer->gate_up.hadamard, mixed, &rows,
+                     row);
     Target gate = {GATE, gated, 0, work->feed_forward, work->feed_forward};
     multiply(&layer->gate_up, &rows, 0, count, 0, layer->gate_up.blocks, &gate);
     for (int64_t row = 0; row < count; row++)
-        quantize_row(gated + row * work->feed_forward, 0, 0, work->feed_forward, &rows, row);
+        quantize_row(gated + row * work->feed_forward, 0, 0, work->feed_forward, layer->down.hadamard, mixed, &rows, row);
     Target down = {ADD, out, out, hidden, hidden};
     multiply(&layer->down, &rows, 0, count, 0, layer->down.blocks, &down);
 }
@@ -136,10 +143,11 @@ static void columns_of(const Matrix *matrix, const Rows *rows, int64_t count, co
         multiply(matrix, rows, 0, count, block, block + 1, target);
 }
 
-static void quantize_all(const float *from, int64_t stride, const float *norm, float eps, int64_t width,
-                         const Rows *rows, int64_t count) {
+static void quantize_all(const float *from, int64_t stride, const float *norm, float eps, int64_t width, int64_t block,
+                         float *mixed, const Rows *rows, int64_t count) {
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < count; row++) quantize_row(from + row * stride, norm, eps, width, rows, row);
+    for (int64_t row = 0; row < count; row++)
+        quantize_row(from + row * stride, norm, eps, width, block, mixed, rows, row);
 }
 
 /* All rows, every operation shared out among the threads. */
@@ -151,16 +159,17 @@ static void few_rows(const Pass *pass, int64_t thread) {
     Target heads = {STORE, work->heads, 0, work->heads_width, work->heads_width};
     Target attended = {ADD, pass->out, pass->x, hidden, hidden}, down = {ADD, pass->out, pass->out, hidden, hidden};
     Target gate = {GATE, work->gated, 0, work->feed_forward, work->feed_forward};
-    quantize_all(pass->x, hidden, layer->input_norm, layer->norm_eps, hidden, rows, count);
+    float *mixed = work->mixed + thread * work->rows.stride;
+    quantize_all(pass->x, hidden, layer->input_norm, layer->norm_eps, hidden, layer->qkv.hadamard, mixed, rows, count);
     columns_of(&layer->qkv, rows, count, &heads);
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < count; row++) turn(pass, row);
     attend_all(pass, thread);
-    quantize_all(work->heads, work->heads_width, 0, 0, query_width, rows, count);
+    quantize_all(work->heads, work->heads_width, 0, 0, query_width, layer->attention_out.hadamard, mixed, rows, count);
     columns_of(&layer->attention_out, rows, count, &attended);
-    quantize_all(pass->out, hidden, layer->post_norm, layer->norm_eps, hidden, rows, count);
+    quantize_all(pass->out, hidden, layer->post_norm, layer->norm_eps, hidden, layer->gate_up.hadamard, mixed, rows, count);
     columns_of(&layer->gate_up, rows, count, &gate);
-    quantize_all(work->gated, work->feed_forward, 0, 0, work->feed_forward, rows, count);
+    quantize_all(work->gated, work->feed_forward, 0, 0, work->feed_forward, layer->down.hadamard, mixed, rows, count);
     columns_of(&layer->down, rows, count, &down);
 }
 

@@ -24,6 +24,7 @@ typedef struct {
     const float *bias;  /* [N], or null */
     int64_t blocks;     /* N / 32 */
     int64_t depth;      /* K, a multiple of 4 */
+    int64_t hadamard;   /* runs of so many values of a row are transformed before it is quantised: 64, 32, 16 or 1 */
 } Matrix;
 
 typedef struct {
@@ -69,7 +70,8 @@ void multiply(const Matrix *matrix, const Rows *rows, int64_t begin, int64_t end
               const Target *target);
 
 /* rows.c */
-void quantize_row(const float *row, const float *norm, float eps, int64_t width, const Rows *rows, int64_t index);
+void quantize_row(const float *row, const float *norm, float eps, int64_t width, int64_t block, float *mixed,
+                  const Rows *rows, int64_t index);
 void turn_row(const Layer *layer, float *heads, const float *turns, uint16_t *keys, uint16_t *values);
 
 /* attention.c: one tile of the queries that share key head `head` of sequence `sequence`, in place. */

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onebeat.kernels.cpu.hadamard import hadamard_block
+
 BLOCK_COLUMNS, LANES = 32, 16
 OFFSET = 128
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
@@ -21,7 +23,10 @@ _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 class Matrix(ctypes.Structure):
     """int8 [N, K] in blocks of 32 columns."""
 
-    _fields_ = (("bytes", _POINTER), ("scale", _POINTER), ("bias", _POINTER), ("blocks", _INT), ("depth", _INT))
+    _fields_ = (
+        *((name, _POINTER) for name in ("bytes", "scale", "bias")),
+        *((name, _INT) for name in ("blocks", "depth", "hadamard")),
+    )
 
 
 class Layer(ctypes.Structure):
@@ -69,7 +74,10 @@ class Packed(NamedTuple):
 
 
 def packed(weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Packed:
-    """weight int8 [N, K], scale float32 [N], bias float32 [N] -> blocks [N/32, K/4, 32, 4] of bytes around 128."""
+    """weight int8 [N, K], scale float32 [N], bias float32 [N] -> blocks [N/32, K/4, 32, 4] of bytes around 128.
+
+    `weight` was transformed by `hadamard_block(K)`, and so will be the rows that a layer multiplies it with.
+    """
     rows, columns = -weight.shape[0] % BLOCK_COLUMNS, -weight.shape[1] % 4
     padded = F.pad(weight, [0, columns, 0, rows])
     blocks = padded.view(padded.shape[0] // BLOCK_COLUMNS, BLOCK_COLUMNS, -1, 4).transpose(1, 2).contiguous()
@@ -82,6 +90,7 @@ def packed(weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Packed:
         None if biases is None else biases.data_ptr(),
         padded.shape[0] // BLOCK_COLUMNS,
         padded.shape[1],
+        hadamard_block(weight.shape[1]),
     )
     return Packed(matrix, (in_order, scales) if biases is None else (in_order, scales, biases))
 
