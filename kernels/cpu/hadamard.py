@@ -22,7 +22,10 @@ def hadamard_block(width: int) -> int:
 
 
 def hadamard(rows: Tensor, block: int) -> Tensor:
-    """rows float32 [..., K], K a multiple of `block`, a power of two -> the same shape, not normalised; 1: unchanged."""
+    """rows float32 [..., K], K a multiple of `block`, a power of two -> the same shape, not normalised.
+
+    A block of 1 leaves them as they are.
+    """
     if block == 1 or rows.numel() == 0:
         return rows
     # Runs stand in columns, so that every sum is one of two contiguous halves.

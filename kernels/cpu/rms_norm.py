@@ -14,11 +14,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None =
 
 
 def rms_norm_quantize(
-    x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None
+    x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None, hadamard: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See kernels.rms_norm."""
     normed, summed = _norm(x, weight, eps, residual)
-    quantized, scale = quantize_rows(normed)
+    quantized, scale = quantize_rows(normed, hadamard)
     return quantized, scale, summed
 
 
