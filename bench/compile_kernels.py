@@ -31,7 +31,8 @@ from torch import Tensor  # noqa: E402
 
 from onebeat.kernels import attention, embedding, int8_matmul, pool, quantize, rms_norm, rope, swiglu, tuning  # noqa: E402
 from onebeat.kernels.backend import Facts, Launch, triton  # noqa: E402
-from onebeat.kernels.shapes import QWEN_7B, ModelShape  # noqa: E402
+from onebeat.kernels.cpu.hadamard import hadamard_block  # noqa: E402
+from onebeat.kernels.shapes import QWEN_7B, SMOLLM_135M, ModelShape  # noqa: E402
 
 ARCHES = ("sm_80", "sm_89", "sm_90", "sm_100")
 SHARED_LIMITS = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
@@ -101,17 +102,10 @@ def attention_launches(gpu: Facts, full: bool) -> Iterator[tuple[str, Launch]]:
 def row_launches(gpu: Facts, shape: ModelShape, full: bool) -> Iterator[tuple[str, Launch]]:
     """The fused rows at the model's widths."""
     tokens, wide = 4096, shape.feed_forward
-    x, out, scale = empty(tokens, shape.hidden), empty(tokens, shape.hidden, dtype=torch.int8), empty(tokens).float()
-    weight, ids = empty(shape.hidden), empty(tokens, dtype=torch.int64)
+    x, weight, ids = empty(tokens, shape.hidden), empty(shape.hidden), empty(tokens, dtype=torch.int64)
     yield "rms_norm", rms_norm.plan(x, weight, 1e-6, x, x, None, x, gpu)
     yield "rms_norm first", rms_norm.plan(x, weight, 1e-6, None, x, None, None, gpu)
-    yield "rms_norm_quantize", rms_norm.plan(x, weight, 1e-6, x, out, scale, x, gpu)
-    for width in (shape.hidden, wide):
-        row = empty(tokens, width)
-        yield f"quantize_rows {width}", quantize.plan(row, row.to(torch.int8), scale, gpu)
-    gate_up, product = empty(tokens, 2 * wide), empty(tokens, wide)
-    yield "swiglu", swiglu.plan(gate_up, product, None, gpu)
-    yield "swiglu_quantize", swiglu.plan(gate_up, product.to(torch.int8), scale, gpu)
+    yield "swiglu", swiglu.plan(empty(tokens, 2 * wide), empty(tokens, wide), None, gpu)
     yield "embedding", embedding.plan(ids, empty(shape.vocabulary, shape.hidden), x, gpu)
     for mode in ("mean", "last"):
         pooled = empty(64, shape.hidden, dtype=torch.float32)
@@ -130,6 +124,24 @@ def row_launches(gpu: Facts, shape: ModelShape, full: bool) -> Iterator[tuple[st
                 1e-6, (cache, cache, ids) if cached else None, gpu,
             )  # fmt: skip
             yield "rope" + " norms" * norms + " cache" * cached, launch
+
+
+def quantizing_launches(
+    gpu: Facts, shape: ModelShape, hadamard: int, dtype: torch.dtype = torch.bfloat16
+) -> Iterator[tuple[str, Launch]]:
+    """The rows that end in int8, transformed as the engine does or not at all."""
+    tokens, scale = 4096, empty(4096, dtype=torch.float32)
+    x, gate_up = empty(tokens, shape.hidden, dtype=dtype), empty(tokens, 2 * shape.feed_forward, dtype=dtype)
+    after = f" block {hadamard}" * (hadamard > 1) + f" {str(dtype)[6:]}" * (dtype != torch.bfloat16)
+    for residual in (x, None):
+        name = f"rms_norm_quantize {shape.hidden}{'' if residual is not None else ' first'}{after}"
+        rows = empty(tokens, shape.hidden, dtype=torch.int8)
+        yield name, rms_norm.plan(x, x[0], 1e-6, residual, rows, scale, residual, gpu, hadamard)
+    for width in (shape.hidden, shape.feed_forward):
+        rows = empty(tokens, width, dtype=torch.int8)
+        given = empty(tokens, width, dtype=dtype)
+        yield f"quantize_rows {width}{after}", quantize.plan(given, rows, scale, gpu, hadamard)
+    yield f"swiglu_quantize {shape.feed_forward}{after}", swiglu.plan(gate_up, rows, scale, gpu, hadamard)
 
 
 def single_token_launches(gpu: Facts, shape: ModelShape) -> Iterator[tuple[str, Launch]]:
@@ -155,6 +167,10 @@ def launches(gpu: Facts, full: bool) -> Iterator[tuple[str, Launch]]:
     yield from matmul_launches(gpu, QWEN_7B, full)
     yield from attention_launches(gpu, full)
     yield from row_launches(gpu, QWEN_7B, full)
+    yield from quantizing_launches(gpu, QWEN_7B, 1)
+    for shape in (QWEN_7B, SMOLLM_135M):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32) if full else (torch.bfloat16,):
+            yield from quantizing_launches(gpu, shape, hadamard_block(shape.hidden), dtype)
 
 
 def compile_launch(launch: Launch, arch: str) -> dict[str, Any]:

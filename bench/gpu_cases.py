@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onebeat.kernels import attention, embedding, int8_matmul, pool, quantize, rms_norm, rope, swiglu
 from onebeat.kernels.backend import Facts, Launch
+from onebeat.kernels.cpu.hadamard import hadamard, hadamard_block
 from onebeat.kernels.shapes import ModelShape
 
 Run = Callable[[], object]
@@ -67,6 +68,10 @@ class Maker:
     def scales(self, count: int) -> Tensor:
         """Small positive scales."""
         return torch.full((count,), 0.001, device=self.device)
+
+    def signs(self, block: int) -> Tensor:
+        """The transform's matrix of +1 and -1, for what is done in plain torch. [block, block]"""
+        return hadamard(torch.eye(block, device=self.device), block).to(self.dtype)
 
     def bounds(self, lengths: list[int]) -> Tensor:
         """cu_seqlens of packed sequences."""
@@ -124,37 +129,46 @@ def attention_case(make: Maker, shape: ModelShape, name: str, lengths: list[int]
 
 
 def norm_cases(make: Maker, shape: ModelShape, tokens: int) -> Iterator[Case]:
-    """Norm with residual and quantisation; quantisation alone; SwiGLU with and without."""
+    """Norm with residual and quantisation; quantisation alone; SwiGLU with and without.
+
+    What is quantised is transformed first, as in the engine.
+    """
     width, wide = shape.hidden, shape.feed_forward
+    block, wide_block = hadamard_block(width), hadamard_block(wide)
+    signs, wide_signs = make.signs(block), make.signs(wide_block)
 
     def norm_inputs() -> tuple[Tensor, Tensor, Tensor]:
         return make.rand(tokens, width), make.rand(width), make.rand(tokens, width)
 
     def norm() -> Launch:
-        (x, weight, residual), out = norm_inputs(), make.int8(tokens, width)
-        return rms_norm.plan(x, weight, 1e-6, residual, out, make.scales(tokens), make.empty(tokens, width), make.gpu)
+        (x, weight, residual), out, summed = norm_inputs(), make.int8(tokens, width), make.empty(tokens, width)
+        return rms_norm.plan(x, weight, 1e-6, residual, out, make.scales(tokens), summed, make.gpu, block)
 
     yield _row_case(
-        "rms_norm_quantize", tokens, rms_norm.bytes_moved(tokens, width), norm, norm_inputs, unfused_norm
+        "rms_norm_quantize", tokens, rms_norm.bytes_moved(tokens, width), norm, norm_inputs,
+        lambda x, weight, residual: unfused_norm(x, weight, residual, signs),
     )  # fmt: skip
-    for columns in (width, wide):
+    for columns, run, matrix in ((width, block, signs), (wide, wide_block, wide_signs)):
 
         def rows(columns: int = columns) -> tuple[Tensor]:
             return (make.rand(tokens, columns),)
 
-        def quantized(columns: int = columns) -> Launch:
-            return quantize.plan(*rows(columns), make.int8(tokens, columns), make.scales(tokens), make.gpu)
+        def quantized(columns: int = columns, run: int = run) -> Launch:
+            return quantize.plan(*rows(columns), make.int8(tokens, columns), make.scales(tokens), make.gpu, run)
+
+        def unfused(x: Tensor, matrix: Tensor = matrix) -> object:
+            return unfused_quantize(x, matrix)
 
         moved = quantize.bytes_moved(tokens, columns)
-        yield _row_case(f"quantize_rows {columns}", tokens, moved, quantized, rows, unfused_quantize)
+        yield _row_case(f"quantize_rows {columns}", tokens, moved, quantized, rows, unfused)
 
     def gate_up() -> tuple[Tensor]:
         return (make.rand(tokens, 2 * wide),)
 
     yield _row_case(
         "swiglu_quantize", tokens, swiglu.bytes_moved(tokens, wide),
-        lambda: swiglu.plan(*gate_up(), make.int8(tokens, wide), make.scales(tokens), make.gpu), gate_up,
-        lambda pairs: unfused_quantize(unfused_swiglu(pairs)),
+        lambda: swiglu.plan(*gate_up(), make.int8(tokens, wide), make.scales(tokens), make.gpu, wide_block), gate_up,
+        lambda pairs: unfused_quantize(unfused_swiglu(pairs), wide_signs),
     )  # fmt: skip
     yield _row_case(
         "swiglu", tokens, swiglu.bytes_moved(tokens, wide, quantized=False),
@@ -233,16 +247,17 @@ def _row_case(
     return Case(op, "", tokens, 0, moved, "bf16_flops", launch, baselines)
 
 
-def unfused_norm(x: Tensor, weight: Tensor, residual: Tensor) -> object:
+def unfused_norm(x: Tensor, weight: Tensor, residual: Tensor, signs: Tensor) -> object:
     """RMS norm of a sum, quantised, in plain torch."""
     summed = x + residual
-    return unfused_quantize(F.rms_norm(summed, (x.shape[1],), weight, 1e-6)), summed
+    return unfused_quantize(F.rms_norm(summed, (x.shape[1],), weight, 1e-6), signs), summed
 
 
-def unfused_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """One int8 scale a row, in plain torch."""
-    scale = x.float().abs().amax(dim=1, keepdim=True) / 127
-    return (x.float() / scale).round().to(torch.int8), scale
+def unfused_quantize(x: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows times the transform's matrix, then one int8 scale a row, in plain torch."""
+    wide = (x.view(-1, len(signs)) @ signs).view(x.shape).float()
+    scale = wide.abs().amax(dim=1, keepdim=True) / 127
+    return (wide / scale).round().to(torch.int8), scale
 
 
 def unfused_swiglu(gate_up: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from onebeat.kernels import (
     swiglu,
     tuning,
 )
+from onebeat.kernels.cpu.hadamard import hadamard_block
 
 ALLOWED = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of a result's own size or the mean size, whichever is larger: a few roundings of the type."""
@@ -169,8 +170,9 @@ def exact(a: Tensor, weight: Tensor) -> Tensor:
 
 
 def row_checks(make: Maker, dtypes: tuple[torch.dtype, ...], small: bool) -> Iterator[Check]:
-    """Norms, quantising, SwiGLU, positions, embedding, pooling, head."""
-    tokens, width = (5, 100) if small else (123, 3584)
+    """Norms, quantising (as it is and transformed), SwiGLU, positions, embedding, pooling, head."""
+    tokens, width = (5, 96) if small else (123, 3584)
+    blocks = (1, hadamard_block(width))
     for dtype in dtypes:
         x, residual, weight = (make.rand(*s, dtype=dtype) for s in ((tokens, width), (tokens, width), (width,)))
         summed, out = (poisoned(make, tokens, width, dtype=dtype) for _ in range(2))
@@ -181,15 +183,19 @@ def row_checks(make: Maker, dtypes: tuple[torch.dtype, ...], small: bool) -> Ite
             yield same("rms_norm sum", summed, expected_sum)
         rows = poisoned(make, tokens, width, dtype=torch.int8)
         scale = poisoned(make, tokens, dtype=torch.float32)
-        rms_norm.plan(x, weight, 1e-6, residual, rows, scale, summed, make.gpu).run()
-        yield quantized("rms_norm_quantize", rows, scale, expected)
-        quantize.plan(x, rows, scale, make.gpu).run()
-        yield quantized("quantize_rows", rows, scale, x.double())
+        for block in blocks:
+            rms_norm.plan(x, weight, 1e-6, residual, rows, scale, summed, make.gpu, block).run()
+            yield quantized("rms_norm_quantize", rows, scale, expected, block)
+            quantize.plan(x, rows, scale, make.gpu, block).run()
+            yield quantized("quantize_rows", rows, scale, x.double(), block)
+            alike = quantize.quantize_rows(x.cpu(), block)[1]
+            yield same(f"quantize_rows block {block}: scales of the CPU", scale.cpu(), alike)
         gate_up = make.rand(tokens, 2 * width, dtype=dtype)
         swiglu.plan(gate_up, out, None, make.gpu).run()
         yield close("swiglu", out, swiglu.reference(gate_up))
-        swiglu.plan(gate_up, rows, scale, make.gpu).run()
-        yield quantized("swiglu_quantize", rows, scale, swiglu.reference(gate_up))
+        for block in blocks:
+            swiglu.plan(gate_up, rows, scale, make.gpu, block).run()
+            yield quantized("swiglu_quantize", rows, scale, swiglu.reference(gate_up), block)
         yield from position_checks(make, dtype)
         lengths = [1, 0, tokens - 1]
         for mode in ("mean", "last", "sum"):
@@ -222,10 +228,11 @@ def position_checks(make: Maker, dtype: torch.dtype) -> Iterator[Check]:
     yield same("embedding", out, qkv[slots % 5])
 
 
-def quantized(name: str, rows: Tensor, scale: Tensor, expected: Tensor) -> Check:
+def quantized(name: str, rows: Tensor, scale: Tensor, expected: Tensor, hadamard: int) -> Check:
     """How far the integers lie from the numbers that were to be rounded, beyond the half that rounding takes."""
-    real, exact_scale = expected * (127 / expected.abs().amax(dim=1, keepdim=True)), expected.abs().amax(dim=1) / 127
+    real, exact_scale = quantize.reference(expected, hadamard)
     error = ((rows.double() - real).abs() - 0.5).max().item()
+    name += f" block {hadamard}" * (hadamard > 1)
     return Check(name, max(error, ((scale.double() - exact_scale).abs() / exact_scale).max().item(), 0.0), 1e-3)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from onebeat.engine.errors import KernelError
+from onebeat.kernels.cpu.hadamard import BLOCKS
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 INT8 = (torch.int8,)
@@ -70,6 +71,14 @@ def expect_heads(op: str, query_heads: int, key_heads: int, head_size: int) -> N
         refuse(op, "the head size", head_size, "64, 96 or 128")
     if key_heads < 1 or query_heads % key_heads:
         refuse(op, "the number of query heads", query_heads, f"a multiple of the {key_heads} key heads")
+
+
+def expect_block(op: str, name: str, width: int, hadamard: int) -> None:
+    """Refuses a transform's block that no kernel was built for, and a width that is not made of whole blocks."""
+    if hadamard != 1 and hadamard not in BLOCKS:
+        refuse(op, "hadamard", hadamard, f"{', '.join(map(str, BLOCKS))} or 1")
+    if width % hadamard:
+        refuse(op, name, width, f"a multiple of the block {hadamard} (hadamard_block(width) gives one that fits)")
 
 
 def expect_sequences(op: str, cu_seqlens: Tensor, tokens: int, max_seqlen: int, device: torch.device) -> None:

@@ -3,7 +3,7 @@
     summed = x + residual                       (rounded to x's dtype: it is the next residual)
     normed = summed / sqrt(mean(summed^2) + eps) * weight      (in float32, rounded once)
 
-Source: Zhang and Sennrich, arXiv:1910.07467.
+Quantising, and the transform before it, are those of kernels.quantize. Source: Zhang and Sennrich, arXiv:1910.07467.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from onebeat.kernels.backend import (
     power_of_two,
     tl,
 )
-from onebeat.kernels.checks import FLOATS, expect
+from onebeat.kernels.checks import FLOATS, expect, expect_block
 from onebeat.kernels.cpu.rms_norm import rms_norm as cpu_rms_norm
 from onebeat.kernels.cpu.rms_norm import rms_norm_quantize as cpu_rms_norm_quantize
-from onebeat.kernels.quantize import quantized, row_warps
+from onebeat.kernels.quantize import quantized, row_warps, transform_flops
 
 
 @jit
@@ -41,6 +41,7 @@ def _rms_norm_kernel(
     BLOCK: tl.constexpr,
     RESIDUAL: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    HADAMARD: tl.constexpr,
     PDL: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
@@ -59,7 +60,7 @@ def _rms_norm_kernel(
     mean = tl.sum(values * values, axis=0) / width
     normed = values * tl.rsqrt(mean + eps) * gain
     if QUANTIZE:
-        result, row_scale = quantized(normed)
+        result, row_scale = quantized(normed, HADAMARD)
         tl.store(out + row * width + column, result, mask=inside)
         tl.store(scale + row, row_scale)
     else:
@@ -75,14 +76,16 @@ def plan(
     scale: Tensor | None,
     summed: Tensor | None,
     gpu: Facts,
+    hadamard: int = 1,
 ) -> Launch:
     """One program a row; quantises where there is a scale to write."""
     block = power_of_two(x.shape[1])
+    chosen = {"RESIDUAL": residual is not None, "QUANTIZE": scale is not None, "HADAMARD": hadamard}
     return Launch(
         _rms_norm_kernel,
         (x.shape[0],),
         (x, residual, weight, out, scale, summed, x.shape[1], eps),
-        {"BLOCK": block, "RESIDUAL": residual is not None, "QUANTIZE": scale is not None, "PDL": gpu.pdl},
+        {"BLOCK": block, **chosen, "PDL": gpu.pdl},
         row_warps(block),
         1,
         pdl_options(gpu.pdl),
@@ -103,14 +106,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None =
 def rms_norm_quantize(
     x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None, hadamard: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x and residual [T, H], weight [H] -> (int8 [T, H], scale float32 [T], summed [T, H]), scaled as in quantize."""
+    """x and residual [T, H], weight [H] -> (int8 [T, H], scale float32 [T], summed [T, H]).
+
+    Transformed and scaled as in quantize.
+    """
     _check("rms_norm_quantize", x, weight, residual)
+    expect_block("rms_norm_quantize", "x's width", x.shape[1], hadamard)
     if x.is_cpu:
         return cpu_rms_norm_quantize(x, weight, eps, residual=residual, hadamard=hadamard)
     out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     summed = None if residual is None else torch.empty_like(x)
-    plan(x, weight, eps, residual, out, scale, summed, facts(x.device)).run()
+    plan(x, weight, eps, residual, out, scale, summed, facts(x.device), hadamard).run()
     return out, scale, x if summed is None else summed
 
 
@@ -122,7 +129,10 @@ def _check(op: str, x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
 
 
 def reference(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The maths in float64, after the sum's rounding to x's dtype: (normed float64 [T, H], summed [T, H])."""
+    """The maths in float64, after the sum's rounding to x's dtype: (normed float64 [T, H], summed [T, H]).
+
+    Where int8 is asked for, quantize.reference goes on from normed.
+    """
     summed = x if residual is None else x + residual
     exact = summed.double()
     return exact * torch.rsqrt(exact.square().mean(dim=1, keepdim=True) + eps) * weight.double(), summed
@@ -136,6 +146,6 @@ def bytes_moved(
     return tokens * width * element_bytes * (3 if residual else 1) + width * element_bytes + out
 
 
-def flops(tokens: int, width: int) -> int:
-    """A sum, a square, an add and two products an element."""
-    return 5 * tokens * width
+def flops(tokens: int, width: int, hadamard: int = 1) -> int:
+    """A sum, a square, an add and two products an element, and the transform's sums."""
+    return 5 * tokens * width + transform_flops(tokens, width, hadamard)

@@ -1,6 +1,7 @@
 """silu(gate) * up over rows that hold gate and up interleaved (g0, u0, g1, u1, ...), with or without int8 quantisation.
 
-Source: Shazeer, arXiv:2002.05202. int8_matmul_swiglu does the same inside the matrix product.
+Quantising, and the transform before it, are those of kernels.quantize. int8_matmul_swiglu does the same as this inside
+the matrix product, without quantising. Source: Shazeer, arXiv:2002.05202.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from onebeat.kernels.backend import (
     power_of_two,
     tl,
 )
-from onebeat.kernels.checks import FLOATS, expect, refuse
+from onebeat.kernels.checks import FLOATS, expect, expect_block, refuse
 from onebeat.kernels.cpu.swiglu import swiglu as cpu_swiglu
 from onebeat.kernels.cpu.swiglu import swiglu_quantize as cpu_swiglu_quantize
-from onebeat.kernels.quantize import quantized, row_warps
+from onebeat.kernels.quantize import quantized, row_warps, transform_flops
 
 
 @jit
@@ -41,6 +42,7 @@ def _swiglu_kernel(
     width: tl.tensor,  # F
     BLOCK: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    HADAMARD: tl.constexpr,
     PDL: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
@@ -54,14 +56,14 @@ def _swiglu_kernel(
     gate, up = tl.split(tl.reshape(values, (BLOCK, 2)))
     product = gated(gate.to(tl.float32), up.to(tl.float32))
     if QUANTIZE:
-        result, row_scale = quantized(product)
+        result, row_scale = quantized(product, HADAMARD)
         tl.store(out + row * width + column, result, mask=column < width)
         tl.store(scale + row, row_scale)
     else:
         tl.store(out + row * width + column, product.to(out.dtype.element_ty), mask=column < width)
 
 
-def plan(gate_up: Tensor, out: Tensor, scale: Tensor | None, gpu: Facts) -> Launch:
+def plan(gate_up: Tensor, out: Tensor, scale: Tensor | None, gpu: Facts, hadamard: int = 1) -> Launch:
     """A program a row where the row has to be known whole (there is a scale to write), else one a piece of a row."""
     tokens, width = out.shape
     block = power_of_two(width) if scale is not None else min(power_of_two(width), 2048)
@@ -69,7 +71,7 @@ def plan(gate_up: Tensor, out: Tensor, scale: Tensor | None, gpu: Facts) -> Laun
         _swiglu_kernel,
         (tokens, -(-width // block)),
         (gate_up, out, scale, width),
-        {"BLOCK": block, "QUANTIZE": scale is not None, "PDL": gpu.pdl},
+        {"BLOCK": block, "QUANTIZE": scale is not None, "HADAMARD": hadamard, "PDL": gpu.pdl},
         row_warps(block),
         1,
         pdl_options(gpu.pdl),
@@ -86,14 +88,18 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return out
 
 
-def swiglu_quantize(gate_up: Tensor) -> tuple[Tensor, Tensor]:
-    """gate_up [T, 2F] interleaved -> (int8 [T, F], scale float32 [T]). Raises KernelError."""
+def swiglu_quantize(gate_up: Tensor, hadamard: int = 1) -> tuple[Tensor, Tensor]:
+    """gate_up [T, 2F] interleaved -> (int8 [T, F], scale float32 [T]), transformed and scaled as in quantize.
+
+    Raises KernelError.
+    """
     _check("swiglu_quantize", gate_up)
+    expect_block("swiglu_quantize", "half of gate_up's width", gate_up.shape[1] // 2, hadamard)
     if gate_up.is_cpu:
-        return cpu_swiglu_quantize(gate_up)
+        return cpu_swiglu_quantize(gate_up, hadamard)
     out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2, dtype=torch.int8, device=gate_up.device)
     scale = torch.empty(gate_up.shape[0], dtype=torch.float32, device=gate_up.device)
-    plan(gate_up, out, scale, facts(gate_up.device)).run()
+    plan(gate_up, out, scale, facts(gate_up.device), hadamard).run()
     return out, scale
 
 
@@ -115,6 +121,6 @@ def bytes_moved(tokens: int, width: int, element_bytes: int = 2, *, quantized: b
     return tokens * (2 * width * element_bytes + out)
 
 
-def flops(tokens: int, width: int) -> int:
-    """An exponential, an add, a division and a product an output element."""
-    return 4 * tokens * width
+def flops(tokens: int, width: int, hadamard: int = 1) -> int:
+    """An exponential, an add, a division and a product an output element, and the transform's sums."""
+    return 4 * tokens * width + transform_flops(tokens, width, hadamard)

@@ -31,6 +31,7 @@ from onebeat.engine import runner as engine_runner  # noqa: E402
 from onebeat.engine.batch import pack  # noqa: E402
 from onebeat.engine.loading import load_backbone  # noqa: E402
 from onebeat.kernels import attention, embedding, int8_matmul, pool, quantize, rms_norm, rope, swiglu  # noqa: E402
+from onebeat.kernels.cpu.hadamard import hadamard_block  # noqa: E402
 from onebeat.kernels.shapes import QWEN_7B, TINY, ModelShape  # noqa: E402
 
 PLACES = {
@@ -71,7 +72,7 @@ def work(shape: ModelShape, tokens: int) -> dict[str, tuple[int, int]]:
 
     add("embedding", 1, embedding.bytes_moved(tokens, width), 0)
     moved = rms_norm.bytes_moved(tokens, width, residual=False)
-    add("rms_norm_quantize", 2 * layers, moved, rms_norm.flops(tokens, width))
+    add("rms_norm_quantize", 2 * layers, moved, rms_norm.flops(tokens, width, hadamard_block(width)))
     for name, (columns, depth) in shape.matmuls.items():
         op = "int8_matmul_swiglu" if name == "gate_up" else "int8_matmul"
         out_bytes, residual = (1 if name == "gate_up" else 2), name in ("out", "down")
@@ -82,7 +83,8 @@ def work(shape: ModelShape, tokens: int) -> dict[str, tuple[int, int]]:
     add("attention", layers, attention.bytes_moved([tokens], *heads), flops)
     for columns in (mixed, wide):
         moved = quantize.bytes_moved(tokens, columns)
-        add(f"quantize_rows {tokens} x {columns}", layers, moved, quantize.flops(tokens, columns))
+        flops = quantize.flops(tokens, columns, hadamard_block(columns))
+        add(f"quantize_rows {tokens} x {columns}", layers, moved, flops)
     add("swiglu", layers, swiglu.bytes_moved(tokens, wide, quantized=False), swiglu.flops(tokens, wide))
     add("rms_norm", 2 * layers, rms_norm.bytes_moved(tokens, width, residual=False, quantized=False), 0)
     chunks = -(-tokens // 128)

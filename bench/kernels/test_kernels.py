@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from onebeat.kernels import attention, embedding, int8_matmul, paged_attention, pool, quantize, rms_norm, rope, swiglu
+from onebeat.kernels.cpu.hadamard import hadamard_block
 from onebeat.kernels.shapes import QWEN_7B, SMOLLM_135M
 
 CUDA = torch.cuda.is_available()
@@ -73,37 +74,37 @@ def test_paged_attention(timed, device, queries, context):
 
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_rms_norm_quantize(timed, device, tokens):
-    width = SHAPE.hidden
+    width, block = SHAPE.hidden, hadamard_block(SHAPE.hidden)
 
     def make():
         x, weight, residual = rand(device, tokens, width), rand(device, width), rand(device, tokens, width)
-        return lambda: rms_norm.rms_norm_quantize(x, weight, 1e-6, residual=residual)
+        return lambda: rms_norm.rms_norm_quantize(x, weight, 1e-6, residual=residual, hadamard=block)
 
-    moved, flops = rms_norm.bytes_moved(tokens, width, ELEMENT_BYTES), rms_norm.flops(tokens, width)
+    moved, flops = rms_norm.bytes_moved(tokens, width, ELEMENT_BYTES), rms_norm.flops(tokens, width, block)
     timed(make, moved=moved, flops=flops, ceiling="bf16_flops", tokens=tokens, width=width)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_quantize_rows(timed, device, tokens):
-    width = SHAPE.feed_forward
+    width, block = SHAPE.feed_forward, hadamard_block(SHAPE.feed_forward)
 
     def make():
         x = rand(device, tokens, width)
-        return lambda: quantize.quantize_rows(x)
+        return lambda: quantize.quantize_rows(x, block)
 
-    moved, flops = quantize.bytes_moved(tokens, width, ELEMENT_BYTES), quantize.flops(tokens, width)
+    moved, flops = quantize.bytes_moved(tokens, width, ELEMENT_BYTES), quantize.flops(tokens, width, block)
     timed(make, moved=moved, flops=flops, ceiling="bf16_flops", tokens=tokens, width=width)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_swiglu_quantize(timed, device, tokens):
-    width = SHAPE.feed_forward
+    width, block = SHAPE.feed_forward, hadamard_block(SHAPE.feed_forward)
 
     def make():
         gate_up = rand(device, tokens, 2 * width)
-        return lambda: swiglu.swiglu_quantize(gate_up)
+        return lambda: swiglu.swiglu_quantize(gate_up, block)
 
-    moved, flops = swiglu.bytes_moved(tokens, width, ELEMENT_BYTES), swiglu.flops(tokens, width)
+    moved, flops = swiglu.bytes_moved(tokens, width, ELEMENT_BYTES), swiglu.flops(tokens, width, block)
     timed(make, moved=moved, flops=flops, ceiling="bf16_flops", tokens=tokens, width=width)
 
 

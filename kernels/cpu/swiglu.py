@@ -13,9 +13,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _swiglu(gate_up).to(gate_up.dtype)
 
 
-def swiglu_quantize(gate_up: Tensor) -> tuple[Tensor, Tensor]:
+def swiglu_quantize(gate_up: Tensor, hadamard: int = 1) -> tuple[Tensor, Tensor]:
     """See kernels.swiglu."""
-    return quantize_rows(_swiglu(gate_up))
+    return quantize_rows(_swiglu(gate_up), hadamard)
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:

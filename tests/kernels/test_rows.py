@@ -1,20 +1,39 @@
 """The fused rows against float64: norms, SwiGLU, quantising, positions, embedding, pooling, the head."""
 
+import math
+
 import pytest
 import torch
 
 from onebeat.kernels import embedding, pool, quantize, rms_norm, rope, swiglu
+from onebeat.kernels.cpu.hadamard import hadamard, hadamard_block
 
 SHAPES = [(1, 64), (5, 100), (123, 33)]
+TRANSFORMED = [
+    (3, 64, 64), (5, 96, 32), (1, 576, 64), (3, 1536, 64), (7, 64, 32), (5, 48, 16), (3, 96, 16), (7, 16, 16)
+]  # fmt: skip
+"""Tokens, width, block."""
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def check_quantized(quantized, scale, exact):
-    """The scale to float32's rounding; every value to the nearest integer, give or take the float32 rounding of it."""
+def check_quantized(quantized, scale, exact, block=1):
+    """The scale to float32's rounding; every value to the nearest integer, give or take the float32 rounding of it.
+
+    A run's transform has a value of at least the run's norm, and its magnitudes add up to at most sqrt(block) times
+    that: so much larger, as a share of the peak, become errors of the row, and those of log2(block) stages of sums.
+    """
+    exact = exact @ matrix(exact.shape[1], block).to(exact.device)
+    slack = block**0.5 * (1e-6 + math.log2(block) * 2**-24)
     peak = exact.abs().amax(dim=1)
-    assert torch.allclose(scale.double(), peak / 127, rtol=1e-6, atol=0)
+    assert torch.allclose(scale.double(), peak / 127, rtol=slack, atol=0)
     inverse = torch.where(peak > 0, 127 / peak, torch.zeros_like(peak))
-    assert ((quantized.double() - exact * inverse[:, None]).abs() <= 0.5 + 1e-4).all()
+    assert ((quantized.double() - exact * inverse[:, None]).abs() <= 0.5 + 100 * slack).all()
+
+
+def matrix(width, block):
+    """The transform as a matrix, from its definition and not from butterflies: float64 [K, K], symmetric."""
+    signs = [[(-1.0) ** (i & j).bit_count() for j in range(block)] for i in range(block)]
+    return torch.block_diag(*[torch.tensor(signs, dtype=torch.float64)] * (width // block))
 
 
 def skip_bf16_sums(dtype, device, summed=True):
@@ -46,6 +65,81 @@ def test_a_row_too_small_to_invert_becomes_zeros(device, gpu, poisoned):
     out, scale = poisoned(1, 8, dtype=torch.int8), poisoned(1)
     quantize.plan(x, out, scale, gpu).run()
     assert not out.any()
+
+
+@pytest.mark.parametrize(("tokens", "width", "block"), TRANSFORMED)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_transformed_rows(tokens, width, block, dtype, device, gpu, poisoned):
+    x = torch.randn(tokens, width, device=device).to(dtype)
+    x[-1] = 0
+    x[0, width // 3] = 30000
+    out, scale = poisoned(tokens, width, dtype=torch.int8), poisoned(tokens)
+    quantize.plan(x, out, scale, gpu, block).run()
+    check_quantized(out, scale, x.double(), block)
+    sums = hadamard(x.cpu().float(), block)
+    peak = sums.abs().amax(dim=1, keepdim=True)
+    inverse = torch.div(torch.tensor(127.0), peak.clamp(min=1e-30))  # 127.0 / peak would round twice
+    assert torch.equal(out.cpu(), (sums * inverse).round().to(torch.int8)), "the CPU's sums, bit for bit"
+    assert torch.equal(scale.cpu(), peak[:, 0] / 127)
+    if tokens > 1:
+        assert not out[-1].any()
+        assert scale[-1] == 0
+
+
+@pytest.mark.parametrize(("width", "block"), [(64, 64), (96, 32), (576, 64), (48, 16), (100, 1)])
+def test_products_of_transformed_rows_and_weights_are_what_they_were(width, block):
+    assert hadamard_block(width) == block
+    x, w = torch.randn(5, width), torch.randn(7, width)
+    x[2, 3], w[1, width - 1] = 1000, 50
+    exact = x.double() @ w.double().t()
+    rows, weight = ((ints * scale[:, None]) for ints, scale in (quantize.reference(it, block) for it in (x, w)))
+    assert torch.allclose(rows @ weight.t() / block, exact, rtol=0, atol=1e-12 * exact.abs().max().item())
+
+    int8, scale = quantize.quantize_rows(x, block)
+    weight8, weight_scale = quantize.quantize_weight(w, block)
+    check_quantized(weight8, weight_scale * block, w.double(), block)
+    scales = scale[:, None].double() * weight_scale
+    # K roundings of half a step a side, each times at most 127 steps of the other's, independently of one another.
+    allowed = 127 * scales * math.sqrt(width)
+    assert (((int8.double() @ weight8.double().t()) * scales - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_an_outlier_costs_a_transformed_row_less(block):
+    x = torch.randn(9, 576)
+    x[:, 100] = 200
+    errors = []
+    for size in (1, block):
+        rows, scale = quantize.quantize_rows(x, size)
+        back = rows.double() * scale[:, None] @ matrix(576, size) / size
+        errors.append((back - x).square().mean().sqrt().item())
+    # A step is the outlier's share either way, but on the way back `block` roundings add up and are divided by `block`.
+    assert errors[1] < 1.5 * errors[0] / math.sqrt(block)
+
+
+@pytest.mark.parametrize(("tokens", "width", "block"), TRANSFORMED[:4])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_transformed_norms(tokens, width, block, dtype, device, gpu, poisoned):
+    skip_bf16_sums(dtype, device)
+    x, weight = torch.randn(tokens, width, device=device).to(dtype), torch.randn(width, device=device).to(dtype)
+    residual = torch.randn(tokens, width, device=device).to(dtype)
+    x[0, width // 3], x[-1], residual[-1] = 3000, 0, 0
+    out, scale = poisoned(tokens, width, dtype=torch.int8), poisoned(tokens)
+    summed = poisoned(tokens, width, dtype=dtype)
+    rms_norm.plan(x, weight, 1e-6, residual, out, scale, summed, gpu, block).run()
+    exact, expected_sum = rms_norm.reference(x, weight, 1e-6, residual=residual)
+    check_quantized(out, scale, exact, block)
+    assert torch.equal(summed, expected_sum)
+
+
+@pytest.mark.parametrize(("tokens", "width", "block"), TRANSFORMED[:4])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_transformed_swiglu(tokens, width, block, dtype, device, gpu, poisoned):
+    gate_up = (4 * torch.randn(tokens, 2 * width, device=device)).to(dtype)
+    gate_up[0, 2 * (width // 3)], gate_up[-1] = 100, 0
+    out, scale = poisoned(tokens, width, dtype=torch.int8), poisoned(tokens)
+    swiglu.plan(gate_up, out, scale, gpu, block).run()
+    check_quantized(out, scale, swiglu.reference(gate_up), block)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -112,6 +112,24 @@ BAD = {
     ),
     "quantize int8": (lambda: quantize_rows(A), "x is torch.int8", "torch.bfloat16 or"),
     "quantize transposed": (lambda: quantize_rows(X.t()), "x is not contiguous", ".contiguous()"),
+    "rows of half a block": (lambda: quantize_rows(X, hadamard=64), "x's width is 32", "a multiple of the block 64"),
+    "weight of half a block": (
+        lambda: quantize_weight(X[:, :24].contiguous(), hadamard=16),
+        "w's width is 24",
+        "a multiple of the block 16",
+    ),
+    "block of 8": (lambda: quantize_rows(X, hadamard=8), "hadamard is 8", "64, 32, 16 or 1"),
+    "block of 0": (lambda: quantize_weight(X, hadamard=0), "hadamard is 0", "64, 32, 16 or 1"),
+    "norm of half a block": (
+        lambda: rms_norm_quantize(X, X[0], 1e-6, hadamard=64),
+        "x's width is 32",
+        "a multiple of the block 64",
+    ),
+    "swiglu of half a block": (
+        lambda: swiglu_quantize(X, hadamard=32),
+        "half of gate_up's width is 16",
+        "a multiple of the block 32",
+    ),
     "weight of one dimension": (lambda: quantize_weight(X[0]), "w's shape is [32]", "[any, any]"),
     "a is float": (lambda: int8_matmul(X, S4, W, S10), "a is torch.float32", "torch.int8"),
     "depths differ": (
@@ -194,9 +212,25 @@ def test_int8_matmul_on_the_cpu(agree):
     agree(out, matmul_reference(A, S4, W, S10, bias=bias, residual=residual))
 
 
+def test_norm_and_swiglu_transform_what_they_quantise():
+    given = {"norm": rms_norm(X, X[0], 1e-6)[0], "swiglu": swiglu(X)}
+    got = {"norm": rms_norm_quantize(X, X[0], 1e-6, hadamard=32)[:2], "swiglu": swiglu_quantize(X, hadamard=16)}
+    for name, block in (("norm", 32), ("swiglu", 16)):
+        for result, expected in zip(got[name], quantize_rows(given[name], hadamard=block), strict=True):
+            assert torch.equal(result, expected), name
+
+
+def test_the_weights_side_carries_the_division():
+    rows, scale = quantize_rows(X, hadamard=32)
+    weight, weight_scale = quantize_weight(X, hadamard=32)
+    assert torch.equal(rows, weight)
+    assert torch.equal(scale, weight_scale * 32)
+
+
 def test_no_tokens_at_all():
     assert attention(Q[:0], K[:0], K[:0], bounds(0, 0), 0).shape == (0, 6, 64)
     assert quantize_rows(X[:0])[0].shape == (0, 32)
+    assert quantize_rows(X[:0], hadamard=32)[0].shape == (0, 32)
     assert int8_matmul(A[:0], S4[:0], W, S10).shape == (0, 10)
     assert pool(X[:0], bounds(0, 0), "mean").tolist() == [[0.0] * 32]
     assert head(X[:0], X).shape == (0, 4)
