@@ -12,5 +12,5 @@ def quantize_rows(x: Tensor, hadamard: int = 1) -> tuple[Tensor, Tensor]:
     """See kernels.quantize."""
     x = transform(x.float(), hadamard)
     peak = x.abs().amax(dim=1) if x.shape[1] else torch.zeros(len(x))
-    inverse = torch.where(peak > 0, 127.0 / peak, torch.zeros_like(peak))
+    inverse = torch.where(peak > 0, torch.div(torch.tensor(127.0), peak), torch.zeros_like(peak))
     return (x * inverse[:, None]).round().to(torch.int8), peak / 127.0
