@@ -24,9 +24,9 @@ from bench.learning_paired import ahead_of_neighbours
 from bench.learning_routers import ROUTERS, Predicted, kernel, logistic
 from onebeat.conductor.learning.costs import costs
 from onebeat.conductor.learning.curves import Judged, cost_to_reach, quality_at_cost, reference_cost, trace
+from onebeat.conductor.learning.judging import judged_of
 from onebeat.conductor.learning.metrics import auc_overall, auc_within, bootstrap, calibration_error, routellm
 from onebeat.conductor.learning.splits import folds, hold_out_groups, split_prompts
-from onebeat.conductor.learning.train import judged_of
 
 STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

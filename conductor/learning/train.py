@@ -22,7 +22,6 @@ from onebeat.conductor.learning.drift import baseline
 from onebeat.conductor.learning.features import Features, Reading, extract
 from onebeat.conductor.learning.fitted import FIELD, hashes
 from onebeat.conductor.learning.judging import Ground, ground_of, means_over_all, rounded, summary
-from onebeat.conductor.learning.judging import judged_of as judged_of
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.preflight import check_arguments, check_outcomes
 from onebeat.conductor.learning.progress import Progress
