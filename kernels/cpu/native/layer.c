@@ -122,17 +122,18 @@ static void after_attention(const Pass *pass, int64_t begin, int64_t end, int64_
     float *gated = work->gated + thread * TILE_ROWS * work->feed_forward, *out = pass->out + begin * hidden;
     float *mixed = work->mixed + thread * work->rows.stride;
     for (int64_t row = 0; row < count; row++)
-        quantize_row(work->heads + (begin + row) * work->heads_width, 0, 0, query_width, layer->attention_out.hadamard, mixed,
-                     &rows, row);
+        quantize_row(work->heads + (begin + row) * work->heads_width, 0, 0, query_width, layer->attention_out.hadamard,
+                     mixed, &rows, row);
     Target attended = {ADD, out, pass->x + begin * hidden, hidden, hidden};
     multiply(&layer->attention_out, &rows, 0, count, 0, layer->attention_out.blocks, &attended);
     for (int64_t row = 0; row < count; row++)
-        quantize_row(out + row * hidden, layer->post_norm, layer->norm_eps, hidden, layer->gate_up.hadamard, mixed, &rows,
-                     row);
+        quantize_row(out + row * hidden, layer->post_norm, layer->norm_eps, hidden, layer->gate_up.hadamard, mixed,
+                     &rows, row);
     Target gate = {GATE, gated, 0, work->feed_forward, work->feed_forward};
     multiply(&layer->gate_up, &rows, 0, count, 0, layer->gate_up.blocks, &gate);
     for (int64_t row = 0; row < count; row++)
-        quantize_row(gated + row * work->feed_forward, 0, 0, work->feed_forward, layer->down.hadamard, mixed, &rows, row);
+        quantize_row(gated + row * work->feed_forward, 0, 0, work->feed_forward, layer->down.hadamard, mixed, &rows,
+                     row);
     Target down = {ADD, out, out, hidden, hidden};
     multiply(&layer->down, &rows, 0, count, 0, layer->down.blocks, &down);
 }
@@ -167,7 +168,8 @@ static void few_rows(const Pass *pass, int64_t thread) {
     attend_all(pass, thread);
     quantize_all(work->heads, work->heads_width, 0, 0, query_width, layer->attention_out.hadamard, mixed, rows, count);
     columns_of(&layer->attention_out, rows, count, &attended);
-    quantize_all(pass->out, hidden, layer->post_norm, layer->norm_eps, hidden, layer->gate_up.hadamard, mixed, rows, count);
+    quantize_all(pass->out, hidden, layer->post_norm, layer->norm_eps, hidden, layer->gate_up.hadamard, mixed, rows,
+                 count);
     columns_of(&layer->gate_up, rows, count, &gate);
     quantize_all(work->gated, work->feed_forward, 0, 0, work->feed_forward, layer->down.hadamard, mixed, rows, count);
     columns_of(&layer->down, rows, count, &down);

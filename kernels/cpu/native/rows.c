@@ -39,7 +39,8 @@ ALWAYS_INLINE void hadamard_between(__m512 *x, const int count) {
 
 /* row [width] -> mixed [width], normed and transformed in runs of 16 * count values (0: not at all); the largest
  * magnitude. */
-ALWAYS_INLINE float mix(const float *row, const float *norm, float factor, int64_t width, const int count, float *mixed) {
+ALWAYS_INLINE float mix(const float *row, const float *norm, float factor, int64_t width, const int count,
+                        float *mixed) {
     const int step = count ? count : 1;
     __m512 largest = _mm512_setzero_ps(), scale = _mm512_set1_ps(factor), x[4];
     for (int64_t j = 0; j < width; j += step * LANES) {
