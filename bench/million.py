@@ -76,8 +76,8 @@ def made_up(
         seen = np.stack([_numbers(str(prompt)) for prompt in prompts[part]])
         for held in states.values():
             held[part] = seen @ spread + random.normal(size=(len(seen), HIDDEN)).astype(np.float32)
-    rows = np.arange(len(prompts))
-    return Features(states, np.full(len(prompts), 75, np.int64), rows, {})
+    tokens = np.full(len(prompts), 75, np.int64)
+    return Features(states, tokens, cut_tokens=np.zeros_like(tokens), rows=np.arange(len(prompts)), refused={})
 
 
 def run_case(prompts: int, models: int) -> dict[str, Any]:
