@@ -26,17 +26,29 @@ GRAIN = 32768
 SMALLEST = 1e-30
 """Stands for the largest magnitude of a row of zeros."""
 
-_LEVELS = torch.tensor(LEVELS)
+_LEVELS, _GRID = torch.tensor(LEVELS), torch.tensor(2.0**17)
 
 
 def quantize_in_place(rows: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """rows float32 [T, K] -> (int8 [T, K], largest magnitude float32 [T, 1]); a value is int8 * largest / LEVELS.
 
-    Transforms runs of `block` values first (`hadamard`; 1: none). Rounds half to even. Overwrites `rows`.
+    Transforms runs of `block` values first (see `hadamard`; 1: none). Rounds half to even. Overwrites `rows`.
     """
-    rows = hadamard(rows, block)
     largest = rows.abs().amax(-1, keepdim=True).clamp_min_(SMALLEST)
-    return rows.mul_(torch.div(_LEVELS, largest)).round_().to(torch.int8), largest
+    if block == 1:
+        return rows.mul_(torch.div(_LEVELS, largest)).round_().to(torch.int8), largest
+    # As whole numbers of 17 bits, 64 of which add up exactly in any order: a matrix product, whose order depends on how
+    # many rows there are, is then as good as sums in pairs, and takes a fifth of their time.
+    whole = rows.mul_(torch.div(_GRID, largest)).round_()
+    mixed = torch.mm(whole.view(-1, block), _matrix(block)).view(rows.shape)
+    peak = mixed.abs().amax(-1, keepdim=True).clamp_min_(1.0)
+    return mixed.mul_(torch.div(_LEVELS, peak)).round_().to(torch.int8), peak.mul_(largest).div_(_GRID)
+
+
+@functools.cache
+def _matrix(block: int) -> Tensor:
+    """The Hadamard matrix, [block, block] of +1 and -1."""
+    return hadamard(torch.eye(block), block)
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
