@@ -22,7 +22,7 @@ from onebeat.conductor.learning.costs import Costs
 from onebeat.conductor.learning.curves import Doubles, Judged
 from onebeat.conductor.learning.dial import LEAST_PROMPTS, solve, unsolved
 from onebeat.conductor.learning.metrics import auc_overall, auc_per_model, auc_within, calibration_error
-from onebeat.conductor.learning.off_policy import LARGEST_WEIGHT, LEAST_EFFECTIVE
+from onebeat.conductor.learning.off_policy import LARGEST_WEIGHT, LEAST_EFFECTIVE, propensities_possible
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.weights import known_weight, weighted_means
 from onebeat.engine.errors import InputError
@@ -100,6 +100,10 @@ def _logged(quality: Doubles, money: Costs, outcomes: Outcomes) -> Judged | str:
             f"what the log drew by chance speaks for {effective[least]:.0f} prompts of {outcomes.models[least]}, and "
             f"{LEAST_EFFECTIVE:.0f} are needed (more traffic, or more router.exploration_share)"
         )
+    single = np.flatnonzero(~known.all(1))
+    choice = known[single].argmax(1)
+    if not propensities_possible(choice, table.propensity[single, choice].astype(np.float64), len(outcomes.models)):
+        return "the log's choices do not come as often as its propensities say"
     score, paid = np.nan_to_num(table.score), money.predicted[rows]
     return Judged(
         outcomes.models,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from onebeat.conductor.learning.off_policy import Rivals, difference
+from onebeat.conductor.learning.off_policy import Rivals, difference, propensities_possible
 from onebeat.engine.errors import InputError
 
 
@@ -91,3 +91,25 @@ def test_propensities_out_of_range() -> None:
     log, candidate, truth = logged(0)
     with pytest.raises(InputError, match="propensity"):
         difference(log.choice, np.zeros(len(candidate)), rivals(log, candidate, candidate, truth))
+
+
+def test_honest_propensities_are_possible_in_logs_of_any_size() -> None:
+    for seed in range(60):
+        for rows in (1, 2, 10, 40, 2000):
+            for explore in (0.02, 0.2, 0.9):
+                log, _, _ = logged(seed, explore, rows)
+                assert propensities_possible(log.choice, log.propensity, 3), (seed, rows, explore)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.1, 1e-9])
+def test_propensities_that_are_too_small_are_not(factor: float) -> None:
+    log, _, _ = logged(0, 0.9, 300)
+    assert not propensities_possible(log.choice, factor * log.propensity, 3)
+
+
+def test_propensities_of_two_names_of_one_model_are_not() -> None:
+    """A fleet in which two models are scored as one column: each propensity is half of the column's."""
+    random = np.random.default_rng(0)
+    names = random.integers(0, 4, 300)
+    assert propensities_possible(names, np.full(300, 0.25), 4)
+    assert not propensities_possible(np.maximum(names - 1, 0), np.full(300, 0.25), 3)

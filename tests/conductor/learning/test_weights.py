@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onebeat.conductor.learning import baselines, dial
+from onebeat.conductor.learning import baselines, dial, logged
 from onebeat.conductor.learning.calibrate import choose as calibration
 from onebeat.conductor.learning.costs import Costs
 from onebeat.conductor.learning.curves import single_means, trace
@@ -166,3 +166,29 @@ def test_in_what_a_candidate_gains() -> None:
     assert plain.high - plain.value == pytest.approx(1.96 * gains.std(ddof=1) / 2)
     assert (plain.value, plain.low) == pytest.approx((mean_of(gains).value, mean_of(gains).low))
     assert mean_of(gains[:1]).high == float("inf")
+
+
+def test_in_what_a_router_would_have_earned_by_a_log(
+    pair: tuple[np.ndarray, Outcomes, np.ndarray, Outcomes],
+) -> None:
+    x, weighed, again, repeated = pair
+    random = np.random.default_rng(6)
+    choice = random.integers(0, 3, ROWS)
+    choice = np.where(np.isfinite(weighed.score[np.arange(ROWS), choice]), choice, weighed.weight.argmax(1))
+    found = []
+    for states, table, chosen in ((x, weighed, choice), (again, repeated, choice[TWICE])):
+        only = chosen[:, None] == np.arange(3)
+        log = replace(
+            table,
+            score=np.where(only, table.score, np.float32(np.nan)),
+            propensity=np.where(only, np.float32(0.4), np.float32(np.nan)),
+        )
+        held = logged.values(log, predicted(states).astype(np.float64), money(log), 0.002)
+        assert held is not None
+        found.append(held)
+    ours, theirs = found
+    assert ours["as_logged"] == pytest.approx(theirs["as_logged"])
+    for one, other in zip(ours["tradeoffs"], theirs["tradeoffs"], strict=True):
+        for name in ("inverse_propensity", "doubly_robust", "usd_per_thousand"):
+            assert one[name]["value"] == pytest.approx(other[name]["value"])
+        assert one["effective_prompts"] <= other["effective_prompts"]
