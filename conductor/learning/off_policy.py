@@ -185,9 +185,7 @@ def propensities_possible(choice: NDArray[np.int64], propensity: Doubles, models
 
 def _widened(estimate: Estimate, counted: Doubles, span: tuple[float, float], counts: Doubles) -> Estimate:
     """With the prompts that `counted` names, NaN elsewhere, anywhere in the span instead; no wider than the span."""
-    down, up = (
-        float(np.average(np.nan_to_num(gap), weights=counts)) for gap in (counted - span[0], span[1] - counted)
-    )
+    down, up = (float(np.average(np.nan_to_num(gap), weights=counts)) for gap in (counted - span[0], span[1] - counted))
     low, high = estimate.low - max(down, 0.0), estimate.high + max(up, 0.0)
     return Estimate(estimate.value, min(max(low, span[0]), estimate.value), max(min(high, span[1]), estimate.value))
 
