@@ -131,8 +131,7 @@ def _choices(
     judged = _judged(sides, held_out, sides.quality[test], sides.tokens[test])
     fitted_on = sides.outcomes.select(sides.split.fit)
     single = baselines.best_on_fit(fitted_on if len(fitted_on.prompts) else held_out, judged)
-    few = ", too few to rely on" if len(judged.score) < FEW_PROMPTS else ""
-    say(f"judging on {len(judged.score)} prompts{few}; the best single model is {single.model}")
+    say(f"judging on {len(judged.score)} prompts; the best single model is {single.model}")
     contenders = {choosing.ROUTER: judged} | _contenders(sides, held_out)
     resamples = Resamples(len(judged.score), question.bootstraps, question.seed)
     return choosing.judge(contenders, single, reference, resamples) | {
@@ -262,6 +261,8 @@ def _unjudged(description: Mapping[str, Any], held_out: Outcomes, whole: np.ndar
             f"choices are judged on the {int(whole.sum())} prompts with a score for all {len(models)} models, "
             f"predictions on all {prompts} ({int(np.isfinite(held_out.score).sum())} outcomes)"
         )
+    if 0 < (count := int(whole.sum())) < FEW_PROMPTS:
+        notes.append(f"choices are judged on {count} prompts, too few to rely on: {FEW_PROMPTS} say a little")
     return notes
 
 

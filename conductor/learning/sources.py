@@ -102,10 +102,17 @@ def _csv(path: Path) -> Iterator[Record]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     # What is no UTF-8 comes out as lone surrogates, so that the row is known that holds it.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        reader = csv.DictReader(file, delimiter=delimiter)
         if any(map(_UNDECODED.search, reader.fieldnames or ())):
             raise InputError(f"{path} is not UTF-8; save it as UTF-8.")
-        _check_names(path, set(reader.fieldnames or ()))
+        names = list(reader.fieldnames or ())
+        if len(names) == 1 and (mark := next((mark for mark in ";\t|," if mark in names[0]), None)):
+            raise InputError(
+                f"{path} is separated by {mark!r} where {delimiter!r} is read; save it with "
+                "commas as .csv, or with tabs as .tsv."
+            )
+        _check_names(path, set(names))
         while True:
             try:
                 record = next(reader)
