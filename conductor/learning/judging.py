@@ -7,7 +7,7 @@ A choice is judged on prompts that every model answered. Where these are few, a 
 propensities, stands in: each cell is the prediction for it, plus, where it was chosen, what came out less that over the
 propensity (doubly robust: Dudik, Langford and Li, arXiv 1103.4601). The mean over such cells is that of the truth, and
 their spread is that of the estimate, so that a bootstrap over prompts has its noise in it. A prompt that was asked more
-than once counts as if asked once.
+than once is no part of such a log (see `merge`).
 """
 
 from __future__ import annotations
