@@ -93,7 +93,8 @@ def _logged(quality: Doubles, money: Costs, outcomes: Outcomes) -> Judged | str:
     table, known = outcomes.select(rows), known[rows]
     propensity = np.where(known.all(1, keepdims=True), 1.0, table.propensity)
     inverse = np.where(known, np.minimum(1.0 / np.where(known, propensity, 1.0), LARGEST_WEIGHT), 0.0)
-    effective = np.square(inverse.sum(0)) / np.maximum(np.square(inverse).sum(0), 1e-12)
+    counted = inverse * known_weight(table)
+    effective = np.square(counted.sum(0)) / np.where(counted.any(0), np.square(counted).sum(0), 1.0)
     least = int(effective.argmin())
     if effective[least] < LEAST_EFFECTIVE:
         return (
