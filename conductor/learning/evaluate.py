@@ -95,7 +95,7 @@ def evaluate(question: Question, say: Callable[[str], None] = lambda line: None)
         "router": description["name"],
         "recipe": description["fitted"].get("recipe"),
         "split": sides.split.name,
-        "test_side_fitted_on": bool(description["fitted"].get("split", {}).get("test_side_fitted_on")),
+        "test_side_fitted_on": bool((description["fitted"].get("split") or {}).get("test_side_fitted_on")),
         "notes": [*_notes(question, description, sides), *_unjudged(description, held_out, whole)],
         "prompts": int(whole.sum()),
         "prompts_without_every_score": len(test) - int(whole.sum()),
@@ -161,8 +161,8 @@ def _sides(
         raise InputError(f"no outcome names one of the router's columns, {', '.join(names)}; nothing can be judged.")
     outcomes = found.with_models(there)
     split, read = _split(question, description, outcomes), len(outcomes.prompts)
-    most = question.max_prompts or description["fitted"].get("sample", {}).get("most", MAX_PROMPTS)
-    seed = description["fitted"].get("split", {}).get("seed", 0)
+    most = question.max_prompts or (description["fitted"].get("sample") or {}).get("most", MAX_PROMPTS)
+    seed = (description["fitted"].get("split") or {}).get("seed", 0)
     chosen = sample_prompts(outcomes.prompts, outcomes.groups, most, seed=seed)
     if len(chosen) < read:
         say(sampled(len(chosen), read, seed))
