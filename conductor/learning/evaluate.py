@@ -262,7 +262,7 @@ def _unjudged(description: Mapping[str, Any], held_out: Outcomes, whole: np.ndar
             f"predictions on all {prompts} ({int(np.isfinite(held_out.score).sum())} outcomes)"
         )
     if 0 < (count := int(whole.sum())) < FEW_PROMPTS:
-        notes.append(f"choices are judged on {count} prompts, too few to rely on: {FEW_PROMPTS} say a little")
+        notes.append(f"{count} prompts to judge choices by are too few to rely on: {FEW_PROMPTS} say a little")
     return notes
 
 

@@ -108,4 +108,4 @@ def test_few_judged_prompts_are_called_few_in_the_report_itself(
         some = write(house / "few.jsonl", rows[: 2 * count])
         command = ["eval", some, "--router", str(house / "router"), "--cache", str(house / "cache"), "--all", "--json"]
         assert main([*command, "--bootstraps", "0"]) == 0
-        assert (f"choices are judged on {count} prompts, too few to rely on" in capsys.readouterr().out) == few
+        assert (f"{count} prompts to judge choices by are too few to rely on" in capsys.readouterr().out) == few
