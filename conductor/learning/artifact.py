@@ -11,21 +11,48 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from onebeat.engine.errors import FormatError, InputError
 from onebeat.engine.head import Head
+from onebeat.engine.loading import Precision
 from onebeat.engine.router_config import RouterConfig
 from onebeat.engine.router_files import TEXT_FILES
 
 DESCRIPTION, TENSORS = "router.json", "router_head.safetensors"
 BACKBONE_PATTERNS = (*TEXT_FILES, "*.safetensors", "*.index.json")
 HALF_PRECISION = ("kernel.landmarks", "hidden.weight")
+_Share = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+
+
+class _Split(msgspec.Struct, frozen=True):
+    """`fitted.split`: what it takes to make it again."""
+
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    test_share: _Share
+    held_out_groups: list[str]
+    test_side_fitted_on: bool
+    newest_share: _Share | None = None
+    newest_fitted_s: float | None = None
+
+
+class _Sample(msgspec.Struct, frozen=True):
+    most: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Fitted(msgspec.Struct, frozen=True):
+    """What learning reads of `fitted`, beside the dial and the hashes, which their own readers check."""
+
+    split: _Split | None = None
+    sample: _Sample | None = None
+    precision: Precision = "int8"
+    files: list[str] = []
 
 
 def write_head(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -62,9 +89,16 @@ def read_head(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     if not path.is_file():
         raise FormatError(f"{folder} has a {DESCRIPTION} but no {TENSORS}; fit the head with `onebeat train`.")
     written = msgspec.json.decode((folder / DESCRIPTION).read_bytes())
+    try:
+        msgspec.convert(written.get("fitted", {}), _Fitted)
+        tensors = dict(load_file(path))
+    except msgspec.ValidationError as error:
+        raise FormatError(f"fitted of {folder / DESCRIPTION} cannot be read ({error}); fit the router again.") from None
+    except SafetensorError as error:
+        raise FormatError(f"{path} is no whole safetensors file ({error}); fit the router again.") from None
     defaults = {name: value for name, value in msgspec.to_builtins(config).items() if name not in written}
     description = written | defaults | {"dial": {"reference_cost_usd": config.reference_cost_usd}}
-    return description, dict(load_file(path))
+    return description, tensors
 
 
 def link_backbone(source: Path, folder: Path) -> None:

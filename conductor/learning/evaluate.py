@@ -95,7 +95,7 @@ def evaluate(question: Question, say: Callable[[str], None] = lambda line: None)
         "router": description["name"],
         "recipe": description["fitted"].get("recipe"),
         "split": sides.split.name,
-        "test_side_fitted_on": bool(description["fitted"].get("split", {}).get("test_side_fitted_on")),
+        "test_side_fitted_on": bool((description["fitted"].get("split") or {}).get("test_side_fitted_on")),
         "notes": [*_notes(question, description, sides), *_unjudged(description, held_out, whole)],
         "prompts": int(whole.sum()),
         "prompts_without_every_score": len(test) - int(whole.sum()),
@@ -131,8 +131,7 @@ def _choices(
     judged = _judged(sides, held_out, sides.quality[test], sides.tokens[test])
     fitted_on = sides.outcomes.select(sides.split.fit)
     single = baselines.best_on_fit(fitted_on if len(fitted_on.prompts) else held_out, judged)
-    few = ", too few to rely on" if len(judged.score) < FEW_PROMPTS else ""
-    say(f"judging on {len(judged.score)} prompts{few}; the best single model is {single.model}")
+    say(f"judging on {len(judged.score)} prompts; the best single model is {single.model}")
     contenders = {choosing.ROUTER: judged} | _contenders(sides, held_out)
     resamples = Resamples(len(judged.score), question.bootstraps, question.seed)
     return choosing.judge(contenders, single, reference, resamples) | {
@@ -162,8 +161,8 @@ def _sides(
         raise InputError(f"no outcome names one of the router's columns, {', '.join(names)}; nothing can be judged.")
     outcomes = found.with_models(there)
     split, read = _split(question, description, outcomes), len(outcomes.prompts)
-    most = question.max_prompts or description["fitted"].get("sample", {}).get("most", MAX_PROMPTS)
-    seed = description["fitted"].get("split", {}).get("seed", 0)
+    most = question.max_prompts or (description["fitted"].get("sample") or {}).get("most", MAX_PROMPTS)
+    seed = (description["fitted"].get("split") or {}).get("seed", 0)
     chosen = sample_prompts(outcomes.prompts, outcomes.groups, most, seed=seed)
     if len(chosen) < read:
         say(sampled(len(chosen), read, seed))
@@ -262,6 +261,8 @@ def _unjudged(description: Mapping[str, Any], held_out: Outcomes, whole: np.ndar
             f"choices are judged on the {int(whole.sum())} prompts with a score for all {len(models)} models, "
             f"predictions on all {prompts} ({int(np.isfinite(held_out.score).sum())} outcomes)"
         )
+    if 0 < (count := int(whole.sum())) < FEW_PROMPTS:
+        notes.append(f"{count} prompts to judge choices by are too few to rely on: {FEW_PROMPTS} say a little")
     return notes
 
 

@@ -7,7 +7,7 @@ A choice is judged on prompts that every model answered. Where these are few, a 
 propensities, stands in: each cell is the prediction for it, plus, where it was chosen, what came out less that over the
 propensity (doubly robust: Dudik, Langford and Li, arXiv 1103.4601). The mean over such cells is that of the truth, and
 their spread is that of the estimate, so that a bootstrap over prompts has its noise in it. A prompt that was asked more
-than once counts as if asked once.
+than once is no part of such a log (see `merge`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onebeat.conductor.learning.costs import Costs
 from onebeat.conductor.learning.curves import Doubles, Judged
 from onebeat.conductor.learning.dial import LEAST_PROMPTS, solve, unsolved
 from onebeat.conductor.learning.metrics import auc_overall, auc_per_model, auc_within, calibration_error
-from onebeat.conductor.learning.off_policy import LARGEST_WEIGHT, LEAST_EFFECTIVE
+from onebeat.conductor.learning.off_policy import LARGEST_WEIGHT, LEAST_EFFECTIVE, propensities_possible
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.weights import known_weight, weighted_means
 from onebeat.engine.errors import InputError
@@ -93,13 +93,18 @@ def _logged(quality: Doubles, money: Costs, outcomes: Outcomes) -> Judged | str:
     table, known = outcomes.select(rows), known[rows]
     propensity = np.where(known.all(1, keepdims=True), 1.0, table.propensity)
     inverse = np.where(known, np.minimum(1.0 / np.where(known, propensity, 1.0), LARGEST_WEIGHT), 0.0)
-    effective = np.square(inverse.sum(0)) / np.maximum(np.square(inverse).sum(0), 1e-12)
+    counted = inverse * known_weight(table)
+    effective = np.square(counted.sum(0)) / np.where(counted.any(0), np.square(counted).sum(0), 1.0)
     least = int(effective.argmin())
     if effective[least] < LEAST_EFFECTIVE:
         return (
             f"what the log drew by chance speaks for {effective[least]:.0f} prompts of {outcomes.models[least]}, and "
             f"{LEAST_EFFECTIVE:.0f} are needed (more traffic, or more router.exploration_share)"
         )
+    single = np.flatnonzero(~known.all(1))
+    choice = known[single].argmax(1)
+    if not propensities_possible(choice, table.propensity[single, choice].astype(np.float64), len(outcomes.models)):
+        return "the log's choices do not come as often as its propensities say"
     score, paid = np.nan_to_num(table.score), money.predicted[rows]
     return Judged(
         outcomes.models,

@@ -30,15 +30,15 @@ def values(outcomes: Outcomes, quality: Doubles, money: Costs, reference_cost_us
         return None
     choice = with_propensity[rows].argmax(1)
     propensity = outcomes.propensity[rows, choice].astype(np.float64)
-    score = outcomes.score[rows, choice].astype(np.float64)
+    score, counts = (table[rows, choice].astype(np.float64) for table in (outcomes.score, outcomes.weight))
     predicted = money.predicted[rows]
     paid = money.actual[rows, choice]
     place, fit = [], True
     for tradeoff in TENTHS:
         wanted = choose(quality[rows], predicted, float(tradeoff), reference_cost_usd)
-        earned = off_policy.value(choice, propensity, score, quality[rows], wanted, (0.0, 1.0))
+        earned = off_policy.value(choice, propensity, score, quality[rows], wanted, (0.0, 1.0), counts)
         fit &= off_policy.propensities_fit(choice, propensity, wanted)
-        spent = off_policy.value(choice, propensity, paid, predicted, wanted).doubly_robust
+        spent = off_policy.value(choice, propensity, paid, predicted, wanted, counts=counts).doubly_robust
         place.append(
             {
                 "tradeoff": round(float(tradeoff), 3),
@@ -53,7 +53,10 @@ def values(outcomes: Outcomes, quality: Doubles, money: Costs, reference_cost_us
     return {
         "prompts": len(rows),
         "propensities_fit": fit,
-        "as_logged": {"quality": float(score.mean()), "usd_per_thousand": 1e3 * float(paid.mean())},
+        "as_logged": {
+            "quality": float(np.average(score, weights=counts)),
+            "usd_per_thousand": 1e3 * float(np.average(paid, weights=counts)),
+        },
         "tradeoffs": place,
     }
 

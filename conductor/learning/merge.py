@@ -6,6 +6,9 @@ has no say, to the last bit. Knows no prompts and no names.
 Score, tokens and cost become their mean by weight, over the records of a weight above 0 that know them; the weight
 becomes the mean weight of those, so that grading a prompt twice does not make it count twice. A cell whose records all
 have weight 0 keeps their plain means, and weight 0.
+
+The propensity stays where the records are one that was read twice. Of a prompt that was asked again there is none: that
+the same model answered both times has another chance than either record says, and where two did there is no log of one.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ class Merged:
     """[k] how many records each has."""
     conflicting: NDArray[np.bool_]
     """[k] whether their scores differ."""
+    redrawn: NDArray[np.bool_]
+    """[k] whether they are several answers, so that their propensities are left out."""
 
 
 def merge(columns: Mapping[str, Sequence[float]], cell_of: Rows, size: int) -> Merged:
@@ -58,7 +63,14 @@ def merge(columns: Mapping[str, Sequence[float]], cell_of: Rows, size: int) -> M
         tables[name][cell_of[order][first]] = _means(read, by, first)
     tables["weight"] = np.where(np.isfinite(tables["score"]), tables["weight"], np.float32(0.0))
     conflicting = np.maximum.reduceat(scores, first) > np.minimum.reduceat(scores, first)
-    return Merged(tables, cell_of[order][first], count, conflicting)
+    several = np.zeros(len(first), bool)
+    for values in fields.values():
+        known = np.nan_to_num(values[order], nan=-1.0)
+        several |= np.maximum.reduceat(known, first) > np.minimum.reduceat(known, first)
+    cells = cell_of[order][first]
+    redrawn = several & np.isfinite(tables["propensity"][cells])
+    tables["propensity"][cells[redrawn]] = np.nan
+    return Merged(tables, cells, count, conflicting, redrawn)
 
 
 def _first(ordered: Rows) -> Rows:

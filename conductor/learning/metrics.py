@@ -29,6 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Doubles = NDArray[np.float64]
+LEAST_PAIRS = 1e-12
+"""Of all pairs, that hold a success and a failure: below it there is one class, and rounding. A share, for what weights
+add up to says nothing."""
 
 
 def auc(predicted: NDArray[Any], score: NDArray[Any], weight: NDArray[Any] | None = None) -> float | None:
@@ -84,7 +87,7 @@ def _auc(predicted: Doubles, score: Doubles, weight: Doubles) -> float | None:
     # of weight 2 it is two such outcomes, which are compared to one another.
     itself = float((np.minimum(weight, 1.0) * right * (1.0 - score)).sum())
     pairs = right.sum() * wrong.sum() - itself
-    if pairs <= 1e-12:
+    if pairs <= LEAST_PAIRS * weight.sum() ** 2:
         return None
     values, inverse = np.unique(predicted, return_inverse=True)
     successes = np.bincount(inverse, right, len(values))

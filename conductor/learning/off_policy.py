@@ -132,27 +132,31 @@ def value(
     modelled: Doubles,
     wanted: NDArray[np.int64],
     span: tuple[float, float] | None = None,
+    counts: Doubles | None = None,
 ) -> Value:
     """The mean reward of a policy that would have chosen `wanted` [n], from one log, by both estimators.
 
-    `modelled` is [n, M] predicted rewards. Within `span`, the least and the most that a reward can be, an interval is
-    widened by what the blind prompts leave open; by all that the log did not choose, where it speaks for fewer than
-    `LEAST_EFFECTIVE` prompts. Raises `InputError` for a log without propensities in range.
+    `modelled` is [n, M] predicted rewards, `counts` [n] how much each prompt counts. Within `span`, the least and the
+    most that a reward can be, an interval is widened by what the blind prompts leave open; by all that the log did not
+    choose, where it speaks for fewer than `LEAST_EFFECTIVE` prompts. Raises `InputError` for a log without propensities
+    in range.
     """
     _check(propensity)
     rows = np.arange(len(choice))
     agrees = choice == wanted
     weight = np.where(agrees, np.minimum(1.0 / propensity, LARGEST_WEIGHT), 0.0)
     forecast = modelled[rows, wanted]
-    effective = float(weight.sum() ** 2 / max(np.square(weight).sum(), 1e-12))
+    counts = np.ones(len(rows)) if counts is None else counts
+    effective = float((counts @ weight) ** 2 / max(np.square(counts * weight).sum(), 1e-12))
     blind = ~agrees & (propensity >= 1.0)
-    inverse, robust = mean_of(weight * reward), mean_of(forecast + weight * (reward - modelled[rows, choice]))
+    inverse = mean_of(weight * reward, counts)
+    robust = mean_of(forecast + weight * (reward - modelled[rows, choice]), counts)
     if span is not None:
         unseen = ~agrees if effective < LEAST_EFFECTIVE else blind
         # Where nothing was seen, the one estimator has counted 0 and the other the forecast.
-        inverse = _widened(inverse, np.where(unseen, 0.0, np.nan), span)
-        robust = _widened(robust, np.where(unseen, forecast, np.nan), span)
-    return Value(inverse, robust, int(agrees.sum()), effective, float(blind.mean()))
+        inverse = _widened(inverse, np.where(unseen, 0.0, np.nan), span, counts)
+        robust = _widened(robust, np.where(unseen, forecast, np.nan), span, counts)
+    return Value(inverse, robust, int(agrees.sum()), effective, float(np.average(blind, weights=counts)))
 
 
 def propensities_fit(choice: NDArray[np.int64], propensity: Doubles, wanted: NDArray[np.int64]) -> bool:
@@ -166,9 +170,22 @@ def propensities_fit(choice: NDArray[np.int64], propensity: Doubles, wanted: NDA
     return bool(abs(float(weight.mean()) - 1.0) <= DOUBTFUL * max(spread, 1.0 / len(weight)))
 
 
-def _widened(estimate: Estimate, counted: Doubles, span: tuple[float, float]) -> Estimate:
+def propensities_possible(choice: NDArray[np.int64], propensity: Doubles, models: int) -> bool:
+    """Whether choices [n], of propensities below 1, can have been drawn with these, within `DOUBTFUL` standard errors.
+
+    The prompts that a model got, each over its propensity, are no more than all prompts on average: fewer where it
+    could not be drawn everywhere. More means propensities too small, or of something else than the choices. How far
+    chance leads is by the propensities themselves: of draws that are nearly certain the weights hardly vary.
+    """
+    drawn = choice[:, None] == np.arange(models)
+    shares = np.where(drawn, 1.0 / propensity[:, None], 0.0).mean(0)
+    errors = np.sqrt(np.where(drawn, ((1.0 - propensity) / propensity**2)[:, None], 0.0).mean(0) / len(choice))
+    return bool((shares <= 1.0 + DOUBTFUL * errors).all())
+
+
+def _widened(estimate: Estimate, counted: Doubles, span: tuple[float, float], counts: Doubles) -> Estimate:
     """With the prompts that `counted` names, NaN elsewhere, anywhere in the span instead; no wider than the span."""
-    down, up = (float(np.nan_to_num(counted - span[0]).mean()), float(np.nan_to_num(span[1] - counted).mean()))
+    down, up = (float(np.average(np.nan_to_num(gap), weights=counts)) for gap in (counted - span[0], span[1] - counted))
     low, high = estimate.low - max(down, 0.0), estimate.high + max(up, 0.0)
     return Estimate(estimate.value, min(max(low, span[0]), estimate.value), max(min(high, span[1]), estimate.value))
 

@@ -226,6 +226,9 @@ class Gatherer:
             said = example(merged.conflicting)
             count = int(merged.conflicting.sum())
             self._count("prompts and models with conflicting scores (averaged)", count, said)
+        if merged.redrawn.any():
+            said, count = example(merged.redrawn), int(merged.redrawn.sum())
+            self._count("prompts asked again of the same model (their propensities are left out)", count, said)
 
     def _add(self, place: str, record: Mapping[str, object]) -> None:
         prompt = self._prompt(place, record)

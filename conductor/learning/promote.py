@@ -237,6 +237,13 @@ def _from_log(before: _Predicted, after: _Predicted, table: Outcomes) -> Verdict
             "candidate by; give paired outcomes, or a ledger with propensities."
         )
     choice = known[rows].argmax(1)
+    propensity, weight = (values[rows, choice].astype(np.float64) for values in (table.propensity, table.weight))
+    drawn = propensity < 1
+    if drawn.any() and not off_policy.propensities_possible(choice[drawn], propensity[drawn], len(table.models)):
+        raise InputError(
+            f"the choices of {int(drawn.sum())} logged prompts do not come as often as their propensities say, so "
+            "nothing can be judged by them; give propensities of those choices, or outcomes of every model."
+        )
     score = table.score[rows, choice].astype(np.float64)
     reference, spent = before.reference, _spent(before, after)[rows]
     quality = _between(before.quality, after.quality)[rows]
@@ -248,7 +255,6 @@ def _from_log(before: _Predicted, after: _Predicted, table: Outcomes) -> Verdict
         reward = tradeoff * score - paid[place, choice]
         span = tradeoff + np.abs(paid[place, second] - paid[place, first])
         dial.append(off_policy.Rivals(first, second, reward, tradeoff * quality - paid, span))
-    propensity, weight = (values[rows, choice].astype(np.float64) for values in (table.propensity, table.weight))
     found = off_policy.difference(choice, propensity, dial, weight)
     how = (
         f"doubly robust from the log; the heads choose differently on {found.differing}, and the log speaks for "

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebeat.conductor.learning.curves import Curve, Doubles, Judged, choose, single_means, trace
+from onebeat.conductor.learning.metrics import LEAST_PAIRS
 
 PROMPTS_AT_ONCE, SAMPLES_AT_ONCE = 4096, 64
 
@@ -161,7 +162,8 @@ class _Ranked:
         pairs = successes.sum(1) * failures.sum(1) - itself
         below = np.cumsum(failures, axis=1) - failures
         won = (successes * (below + 0.5 * failures)).sum(1) - 0.5 * itself
-        return np.where(pairs > 1e-12, won / np.where(pairs > 1e-12, pairs, 1.0), np.nan)
+        defined = pairs > LEAST_PAIRS * np.square(weight.sum(1))
+        return np.where(defined, won / np.where(defined, pairs, 1.0), np.nan)
 
 
 def calibration_resampled(

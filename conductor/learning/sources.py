@@ -13,12 +13,14 @@ import re
 import sqlite3
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from onebeat.conductor.learning.outcomes import FIELDS, Gatherer, Outcomes
 from onebeat.conductor.learning.weights import counted
+from onebeat.conductor.ledger_rows import connect
 from onebeat.engine.errors import InputError
 from onebeat.engine.strict_json import shown
 
@@ -100,10 +102,17 @@ def _csv(path: Path) -> Iterator[Record]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     # What is no UTF-8 comes out as lone surrogates, so that the row is known that holds it.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        reader = csv.DictReader(file, delimiter=delimiter)
         if any(map(_UNDECODED.search, reader.fieldnames or ())):
             raise InputError(f"{path} is not UTF-8; save it as UTF-8.")
-        _check_names(path, set(reader.fieldnames or ()))
+        names = list(reader.fieldnames or ())
+        if len(names) == 1 and (mark := next((mark for mark in ";\t|," if mark in names[0]), None)):
+            raise InputError(
+                f"{path} is separated by {mark!r} where {delimiter!r} is read; save it with "
+                "commas as .csv, or with tabs as .tsv."
+            )
+        _check_names(path, set(names))
         while True:
             try:
                 record = next(reader)
@@ -168,27 +177,42 @@ propensity belongs to the model that the policy chose, not to the one that stepp
 
 def _ledger(path: Path) -> Iterator[Record]:
     """Graded requests: of the gateway's ledger (those with feedback), or of a table or view called `outcomes`."""
-    try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        connection.row_factory = sqlite3.Row
+    with _opened(path) as connection:
         tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
         columns = {row[1] for row in connection.execute("SELECT * FROM pragma_table_info('outcomes')")}
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"{path} is not a readable ledger: {error}.") from None
-    try:
         if columns:
             _check_names(path, columns)
             query = "SELECT {} FROM outcomes".format(", ".join(f'"{name}"' for name in FIELDS if name in columns))
         elif {"requests", "feedback"} <= tables:
             query = LEDGER_QUERY
+            _check_prompts(path, connection)
         else:
             raise InputError(f"{path} has no table `outcomes`, and is not a ledger that `onebeat serve` wrote.")
-        if query is LEDGER_QUERY:
-            _check_prompts(path, connection)
         for number, row in enumerate(connection.execute(query), 1):
-            yield f"{path.name} row {number}", dict(row)
+            place = f"{path.name} row {number}"
+            if any(isinstance(cell, str) and _UNDECODED.search(cell) for cell in row):
+                yield place, "bytes that are not UTF-8"
+            else:
+                yield place, dict(row)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """A database to read from, as `_csv` reads text: what is no UTF-8 comes out as lone surrogates.
+
+    Raises `InputError` for one that is damaged, locked, or lacks a column that is asked for, whenever that shows.
+    """
+    connection = None
+    try:
+        connection = connect(path, read_only=True)
+        connection.row_factory = sqlite3.Row
+        connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
+        yield connection
+    except sqlite3.Error as error:
+        raise InputError(f"{path} is not a readable ledger: {error}.") from None
     finally:
-        connection.close()
+        if connection is not None:
+            connection.close()
 
 
 def _check_prompts(path: Path, connection: sqlite3.Connection) -> None:

@@ -121,6 +121,11 @@ def _train(job: Job, tap_sets: Sequence[Sequence[fit.TapName]], folder: Path, sa
             "no held-out prompt has every model's score: predictions are judged on the scores there are, and what "
             "choices among the models would earn cannot be"
         )
+    if not test and (job.test_share > 0 or job.held_out_groups or job.newest_share is not None):
+        warnings.append(
+            f"no graded prompt is held out ({split.name}), so the head is judged on nothing; of a source with one or "
+            "two prompts none may be: name sources that hold more in `group`, or use --hold-out-newest"
+        )
     rows = split.fit
     if job.use_everything:
         rows = np.arange(len(outcomes.prompts))

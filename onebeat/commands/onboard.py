@@ -169,7 +169,13 @@ def _graded(args: argparse.Namespace) -> Any:
     for line in outcomes.report.lines():
         print(line, file=sys.stderr)
     outcomes = outcomes.with_models([args.model])
-    return outcomes.select(np.flatnonzero(np.isfinite(outcomes.score[:, 0])))
+    counting = np.flatnonzero(np.isfinite(outcomes.score[:, 0]))
+    if not len(counting):
+        raise InputError(
+            f"the outcomes of all {len(outcomes.prompts)} prompts of {args.model} have weight 0, so none counts; give "
+            "some a weight."
+        )
+    return outcomes.select(counting)
 
 
 def _predict(

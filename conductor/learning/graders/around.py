@@ -1,7 +1,7 @@
-"""What stands around a number and says that it is not the answer itself.
+"""What stands around a number and says that it is not the answer itself, and around any answer that takes it back.
 
-Enters: the text before and after a number. Leaves: yes or no. A bound, a range of tolerance, the name of a step, a sign
-in words that may be a subtraction: none is guessed at.
+Enters: the text before and after a number. Leaves: yes or no. A bound, a range of tolerance, the name of a step, an
+operation in words, a sign in words that may be a subtraction: none is guessed at.
 """
 
 from __future__ import annotations
@@ -35,6 +35,22 @@ _SIGN_IN_WORDS = re.compile(
 _PROPORTION = re.compile(
     r"(?i)\b(?:out of|of (?:the|its|their|his|her|our|your|all|these|those)|for (?:the|each|all|every)|per)\s*$"
 )
+_OPERATED = re.compile(r"(?i)\b(?:half|twice|thrice|double|triple|mod|modulo)\s+(?:of\s+)?$")
+_OPERATION = re.compile(
+    r"(?i)\s+(?:squared|cubed|(?:divided|multiplied) by|(?:raised )?to the power|mod|modulo|choose|sqrt|pi|less\s+\d"
+    r"|(?:more|less|fewer|greater|larger|smaller|higher|lower) than\s+\S*\d)\b|\s+:\s*\d"
+)
+_DENIED_AFTER = re.compile(
+    r"(?i)\s*(?:(?:is|was|are|be|seems|looks)\s+(?:not|wrong|incorrect|false|impossible|invalid)\b|(?:is|was|are)n['’]t\b)"
+)
+_TAKEN_BACK = re.compile(
+    r"(?i)(?:^|[.,;:!?…\n—–(]\s{0,4}|\s[-*]\s?)(?:(?:oh|no|but|and|hm{1,4})\W{1,3})?(?:"
+    r"wait(?=\s?(?:[,.;:!…\n—–-]|no\b|actually\b|i\b|that\b|it\b|a (?:minute|moment|second)\b))"
+    r"|scratch that|correction\b|oops|just kidding|on (?:second|further) thought|on reflection"
+    r"|i(?:['’]ve| have)? made an? (?:\w{1,20} )?(?:mistake|error)|i was wrong|let me (?:re-?[a-z]|correct|fix))"
+    r"|(?:^|[.;!?…\n—–]\s{0,4}|\bno\W{1,3})(?:actually|hm{2,4}|i mean)\b|\?\s{0,4}no\b|\s[—–-]{1,3}\s?no\b"
+)
+"""Where a clause starts with it: `they wait 5 minutes`, `which is actually little` take nothing back."""
 _GOES_ON = re.compile(r"(?i)\b(?:so|hence|thus|therefore|giving|gives|makes|making|which is)\b[^=≈]*\d")
 
 
@@ -54,7 +70,7 @@ def is_other(before: str, after: str, beyond: str) -> bool:
     `after` starts behind the number, `beyond` behind its unit.
     """
     before = before[-LOOK_BACK:]
-    return any(one.search(before) for one in (_BOUNDED, _NUMBERED, _WORD_SIGN, _TOLERANCE)) or any(
+    return any(one.search(before) for one in (_BOUNDED, _NUMBERED, _WORD_SIGN, _TOLERANCE, _OPERATED)) or any(
         one.match(text)
         for one, text in (
             (_UNBOUNDED, after),
@@ -64,8 +80,21 @@ def is_other(before: str, after: str, beyond: str) -> bool:
             (_WITH_TOLERANCE, after),
             (_WITH_TOLERANCE, beyond),
             (_SCALE_LETTER, after),
+            (_OPERATION, after),
+            (_OPERATION, beyond),
         )
     )
+
+
+def is_denied(beyond: str) -> bool:
+    """Whether a number, its unit included, is said to be wrong: `5 is not a solution`."""
+    return _DENIED_AFTER.match(beyond) is not None
+
+
+def taken_back(after: str) -> str | None:
+    """What is said once an answer is taken back behind it, `. Wait, it is 6`; None where it stands."""
+    found = _TAKEN_BACK.search(after)
+    return None if found is None else after[found.end() :]
 
 
 def is_a_side(before: str) -> bool:

@@ -62,6 +62,8 @@ def grade_code(answer: str, tests: str, *, limits: Limits | None = None) -> Grad
     if program is None:
         return wrong("it holds no program")
     found = run(program, tests, limits or Limits())
+    if found.ending == "passed" and (tree := _compiled(tests)) and not any(map(_does_something, tree.body)):
+        return cannot_grade("the tests run nothing, whatever they define; call it in them")
     if found.ending == "passed":
         return right("all tests passed")
     if found.ending == "refused":
@@ -121,6 +123,15 @@ def _defines(text: str) -> bool:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.Import, ast.ImportFrom)
     tree = _compiled(text)
     return tree is not None and any(isinstance(statement, kinds) for statement in tree.body)
+
+
+def _does_something(statement: ast.stmt) -> bool:
+    """Whether it can fail: tests that only define `check(candidate)`, or `test_one()`, pass with every program."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom):
+        return False
+    if isinstance(statement, ast.Expr | ast.Assign | ast.AnnAssign):
+        return any(not isinstance(part, ast.Constant) for part in ast.walk(statement.value or ast.Constant(None)))
+    return not isinstance(statement, ast.Pass)
 
 
 def run(program: str, tests: str, limits: Limits) -> Run:

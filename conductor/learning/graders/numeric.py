@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from onebeat.conductor.learning.graders.around import goes_on, in_brackets, is_a_side, is_about, is_other, signed
+from onebeat.conductor.learning.graders.around import (
+    goes_on,
+    in_brackets,
+    is_a_side,
+    is_about,
+    is_denied,
+    is_other,
+    signed,
+    taken_back,
+)
 from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right, wrong
 from onebeat.conductor.learning.graders.plain import plain
 from onebeat.conductor.learning.graders.sums import SUM, summed
@@ -122,9 +131,12 @@ def final_quantity(answer: str) -> tuple[Quantity | None, str]:
 
     None, and why, where there is none, where it is part of an expression, or where it is denied or one of several.
     """
-    if (inside := boxed(answer)) is not None:
+    if (box := _last_box(answer)) is not None:
+        inside = answer[box[1] : box[2]]
         if joined_boxes(answer):
             return None, "it boxes several answers"
+        if _withdrawn(answer[box[2] :], inside):
+            return None, "it takes back what it boxes"
         found = parse(inside)
         return found, "" if found else f"what is boxed, {inside[:40]!r}, is not a number"
     whole = parse(answer)
@@ -134,13 +146,24 @@ def final_quantity(answer: str) -> tuple[Quantity | None, str]:
     cues = list(_CUE.finditer(text))
     if cues:
         start = cues[-1].end()
+        settled = _VALUE.search(text, start)
+        if settled is not None and _withdrawn(text[settled.end() :], settled[0]):
+            return None, "it takes its final answer back"
         end = text.find("\n", start)
         line_start = text.rfind("\n", 0, cues[-1].start()) + 1
         return _stated(text[line_start : len(text) if end < 0 else end], start - line_start)
     lines = [line for line in text.strip().splitlines() if line.strip()]
     if not lines:
         return None, "the answer is empty"
-    return _stated(re.sub(r"^\s*[*+•]\s+", "", lines[-1]), None)
+    # The "3." of a third point is no number.
+    point = r"^\s*(?:[*+•]|\d{1,2}[.)](?=\s+\D))\s+" if len(lines) > 1 else r"^\s*[*+•]\s+"
+    return _stated(re.sub(point, "", lines[-1]), None)
+
+
+def _withdrawn(after: str, settled: str) -> bool:
+    """Whether what follows a conclusion takes it back for another number."""
+    beyond = taken_back(after)
+    return beyond is not None and any(match[0].strip() != settled.strip() for match in _VALUE.finditer(beyond))
 
 
 def _stated(line: str, start: int | None) -> tuple[Quantity | None, str]:
@@ -164,7 +187,7 @@ def _stated(line: str, start: int | None) -> tuple[Quantity | None, str]:
         if is_a_side(between) or (in_brackets(between) and not _agree(matches[place - 1], chosen, line)):
             return None, f"{where} names several numbers"
     clause = re.split(r"[.,;:!?]\s", line[: chosen.start()])[-1]
-    if _HEDGE.search(clause):
+    if _HEDGE.search(clause) or is_denied(line[_end(line, chosen) :]):
         return None, f"{where} denies or bounds its number"
     for first, second in pairwise(matches[max(0, place - 1) : place + 2]):
         if _JOINED.fullmatch(line, _end(line, first), second.start()):

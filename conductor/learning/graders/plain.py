@@ -10,13 +10,20 @@ import re
 import unicodedata
 
 
+def squeezed(text: str) -> str:
+    """`text` with no more than two blanks or two line ends in a row: patterns with several `\\s*` take the square of a
+    run's length, and a model that ends in 100,000 blanks is no rarity."""
+    return re.sub(r"(?:[^\S\n]*\n){3,}", "\n\n", re.sub(r"[^\S\n]{3,}", "  ", text))
+
+
 def plain(text: str) -> str:
     """`text` without what only frames or spaces it."""
     text = re.sub(r"[¼-¾⅐-⅞]", lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("⁄", "/"), text)
     text = re.sub(r"(?<=\d)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda found: "^{" + _lowered(found[0]) + "}", text)
     text = text.replace("−", "-").replace("{,}", ",").replace("\\$", "\ue000")
+    text = squeezed(text.replace("$$", " "))
     # A dollar sign is LaTeX's frame where a pair holds something tight between them, and money elsewhere.
-    text = re.sub(r"(?<!\d)\$(?=\S)([^$\n]*?\S)\$(?!\d)", r" \1 ", text.replace("$$", " "))
+    text = re.sub(r"(?<!\d)\$(?=\S)([^$\n]*?\S)\$(?!\d)", r" \1 ", text)
     text = re.sub(r"(\d),\\!(\d{3})", r"\1,\2", text)
     text = re.sub(r"(?<=\d)\\[cdt]?frac", r" \\frac", text)
     text = re.sub(r"\\[cdt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*-\s*(\d+)\s*\}", r"-\1/\2", text)

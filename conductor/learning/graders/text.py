@@ -9,9 +9,10 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from onebeat.conductor.learning.graders.around import taken_back
 from onebeat.conductor.learning.graders.grade import Grade, cannot_grade, right, wrong
 from onebeat.conductor.learning.graders.numeric import boxed, joined_boxes
-from onebeat.conductor.learning.graders.plain import plain
+from onebeat.conductor.learning.graders.plain import plain, squeezed
 
 _LETTER = (
     r"[\"'(\[*]{0,3}([A-Z])"
@@ -40,7 +41,7 @@ _DENIED = re.compile(
     r"(?i)\b(?:not|never|neither|nor|either|cannot|if|unless|wrong|incorrect|false|eliminated)\b|n['’]t\b"
 )
 _ANOTHER = re.compile(
-    r"[\s)\]*\"']*(?:,|/|&|,?\s*\b(?:or|and)\b)\s*(?:either\s+|option\s+)?[(\[*\"']{0,3}"
+    r"[\s)\]*\"']*(?:,|/|&|,?\s*\b(?:or|and)\b)\s*(?:maybe\s+|perhaps\s+|possibly\s+)?(?:either\s+|option\s+)?[(\[*\"']{0,3}"
     r"(?:[A-Z]|[a-z](?=[)\]])|[b-hj-z])(?![A-Za-z'’])"
 )
 MOST_FRAMES = 8
@@ -50,13 +51,16 @@ _ANSWER = re.compile(r"(?i)answer\s*(?:is|:)\s*:?\s*([^\n]+)")
 
 def grade_exact(answer: str, reference: str) -> Grade:
     """Right when both are the same but for case, white space, an article in front and prose's final punctuation."""
-    wanted = normalised(boxed(reference) or reference)
+    wanted, answer = normalised(boxed(reference) or reference), squeezed(answer)
     if not wanted:
         return cannot_grade("the reference is empty")
     if not answer.strip():
         return cannot_grade("the answer is empty")
     if joined_boxes(answer):
         return cannot_grade("the answer boxes several texts")
+    stated = list(_ANSWER.finditer(answer))
+    if stated and wanted != normalised(answer) and taken_back(answer[stated[-1].start(1) :]) is not None:
+        return cannot_grade("the answer is taken back")
     return right("same text") if wanted in _conclusions(answer) else wrong("other text")
 
 
@@ -86,7 +90,7 @@ def grade_choice(
 ) -> Grade:
     """Right when the answer settles on the reference's letter, or on its option's text where `options` (one a letter)
     are given. An answer that settles on several, or on none, cannot be graded."""
-    wanted = reference.strip().strip("().").upper()
+    wanted, answer = reference.strip().strip("().").upper(), squeezed(answer)
     if len(wanted) != 1 or wanted not in letters:
         return cannot_grade(f"the reference {reference[:20]!r} is not one of {''.join(letters)}")
     given, why = chosen_letter(answer, letters)
@@ -134,6 +138,9 @@ def chosen_letter(answer: str, letters: Sequence[str]) -> tuple[str | None, str]
         last = max(stated[-1:] + said[-1:])
         if stated and last[1] != stated[-1][1]:
             return None, f"it states {stated[-1][1]} and then says {last[1]}"
+        beyond = taken_back(answer[last[0] :])
+        if beyond is not None and set(re.findall(r"\b[A-Z]\b", beyond)) & set(letters) - {last[1]}:
+            return None, f"it states {last[1]} and takes it back"
         return (last[1], "") if last[1] else (None, "it states several letters")
     mentioned = sorted(set(_MENTIONED.findall(answer)) & set(letters))
     lines = [line for line in answer.strip().splitlines() if line.strip()]

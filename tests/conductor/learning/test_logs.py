@@ -125,6 +125,18 @@ def test_a_log_that_was_never_drawn_by_chance_promises_nothing() -> None:
     assert "prompts of middle, and 30 are needed (more traffic, or more router.exploration_share)" in ground.why_not
 
 
+@pytest.mark.parametrize("factor", [0.3, 1e-9])
+def test_a_log_with_other_propensities_than_its_choices_promises_nothing(factor: float) -> None:
+    _, truth, complete = specialists(300, seed=5)
+    log = logged(complete, truth, 5)
+    wrong = replace(log, propensity=(factor * log.propensity).astype(np.float32))
+    assert not ground_of(truth, money_of(log, PRICE_USD), log).why_not
+    ground = ground_of(truth, money_of(wrong, PRICE_USD), wrong)
+    assert "the log's choices do not come as often as its propensities say" in ground.why_not
+    dial = ground.dial(balanced_reference(ground.judged))
+    assert dial["points"] == [] and 0 < float(str(dial["best_usd_per_thousand"])) <= 1e3 * 1.3 * PRICE_USD.max()
+
+
 def test_a_model_that_was_asked_what_is_easy_is_not_flattered() -> None:
     _, truth, complete = specialists(2000, seed=6)
     easy = truth[:, 0] > 0.6

@@ -76,3 +76,36 @@ def test_outcomes_that_cannot_tell_models_apart_are_named(house: Path, capsys: p
     apart = [row | {"group": row["model"]} for n, row in enumerate(rows) if n % 2 == n // 2 % 2]
     assert main(["train", write(house / "apart.jsonl", apart), *command, "--output", str(house / "apart")]) == 0
     assert "no source has outcomes of two models, so a good model cannot be told" in capsys.readouterr().err
+
+
+def test_where_every_prompt_is_a_source_nothing_is_held_out_and_that_is_said(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row | {"group": row["prompt"]} for row in outcomes(prompts(60, seed=46), ["cheap", "dear"])]
+    command = ["--backbone", str(house / "backbone"), "--prices", str(house / "prices.json"), "--taps", "2"]
+    command += ["--recipe", "kernel", "--cache", str(house / "cache"), "--head-only"]
+    lonely, said = write(house / "lonely.jsonl", rows), "so the head is judged on nothing"
+    assert main(["train", lonely, *command, "--output", str(house / "lonely")]) == 0
+    assert said in capsys.readouterr().err
+    assert main(["train", lonely, *command, "--output", str(house / "wanted"), "--test-share", "0"]) == 0
+    assert said not in capsys.readouterr().err
+
+
+def test_a_new_model_whose_grades_all_have_weight_0(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row | {"weight": 0} for row in outcomes(prompts(30, seed=47), ["other"])]
+    command = ["onboard", "--router", str(house / "router"), "--outcomes", write(house / "weightless.jsonl", rows)]
+    command += ["--model", "other", "--input-usd", "1", "--output-usd", "1", "--cache", str(house / "cache")]
+    assert main([*command, "--output", str(house / "weightless")]) == 2
+    assert "the outcomes of all 30 prompts of other have weight 0, so none counts" in capsys.readouterr().err
+    assert not (house / "weightless").exists()
+
+
+def test_few_judged_prompts_are_called_few_in_the_report_itself(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = outcomes(prompts(100, seed=48), ["cheap", "dear"])
+    for count, few in ((99, True), (100, False)):
+        some = write(house / "few.jsonl", rows[: 2 * count])
+        command = ["eval", some, "--router", str(house / "router"), "--cache", str(house / "cache"), "--all", "--json"]
+        assert main([*command, "--bootstraps", "0"]) == 0
+        assert (f"{count} prompts to judge choices by are too few to rely on" in capsys.readouterr().out) == few

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from onebeat.conductor.learning.off_policy import Rivals, difference
+from onebeat.conductor.learning.costs import Costs
+from onebeat.conductor.learning.logged import values
+from onebeat.conductor.learning.off_policy import Rivals, difference, propensities_possible
+from onebeat.conductor.learning.outcomes import Gatherer
 from onebeat.engine.errors import InputError
 
 
@@ -91,3 +94,47 @@ def test_propensities_out_of_range() -> None:
     log, candidate, truth = logged(0)
     with pytest.raises(InputError, match="propensity"):
         difference(log.choice, np.zeros(len(candidate)), rivals(log, candidate, candidate, truth))
+
+
+def test_honest_propensities_are_possible_in_logs_of_any_size() -> None:
+    for seed in range(60):
+        for rows in (1, 2, 10, 40, 2000):
+            for explore in (0.02, 0.2, 0.9):
+                log, _, _ = logged(seed, explore, rows)
+                assert propensities_possible(log.choice, log.propensity, 3), (seed, rows, explore)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.1, 1e-9])
+def test_propensities_that_are_too_small_are_not(factor: float) -> None:
+    log, _, _ = logged(0, 0.9, 300)
+    assert not propensities_possible(log.choice, factor * log.propensity, 3)
+
+
+def test_propensities_of_two_names_of_one_model_are_not() -> None:
+    """A fleet in which two models are scored as one column: each propensity is half of the column's."""
+    random = np.random.default_rng(0)
+    names = random.integers(0, 4, 300)
+    assert propensities_possible(names, np.full(300, 0.25), 4)
+    assert not propensities_possible(np.maximum(names - 1, 0), np.full(300, 0.25), 3)
+
+
+def test_prompts_that_were_asked_twice_do_not_bend_what_a_log_says() -> None:
+    """Kept with either propensity, the seldom drawn model would be worth 0.27 by inverse propensity instead of 0.9."""
+    random = np.random.default_rng(0)
+    records = []
+    for number in range(3000):
+        for _ in range(1 + number % 2):
+            second = random.uniform() < 0.2
+            score = float(random.uniform() < (0.9 if second else 0.5))
+            row = {"prompt": f"p{number}", "model": "b" if second else "a", "score": score}
+            records.append(row | {"propensity": 0.2 if second else 0.8, "output_tokens": int(random.integers(9, 9999))})
+    table = Gatherer().add_all(("here", record) for record in records).table()
+    again = "prompts asked again of the same model (their propensities are left out)"
+    assert 900 < table.report.problems[again] < 1200
+    spent = np.zeros(table.score.shape)
+    held = values(table, np.tile([0.5, 0.9], (len(table.prompts), 1)), Costs(spent, spent), 1.0)
+    assert held is not None and held["prompts"] == 1500 and held["propensities_fit"]
+    low, high = held["tradeoffs"][-1]["inverse_propensity"]["interval"]
+    assert low < 0.9 < high and high - low < 0.3
+    twice = Gatherer().add_all(("here", record) for record in [*records, *records]).table()
+    np.testing.assert_array_equal(twice.propensity, table.propensity)

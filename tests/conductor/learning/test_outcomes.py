@@ -259,3 +259,13 @@ async def test_the_gateways_own_ledger_is_read(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(InputError, match=r"3 requests with feedback .*set store_prompts = true under \[ledger\]"):
         read_outcomes([path])
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", ",")])
+def test_another_separator_is_named(tmp_path: Path, name: str, mark: str) -> None:
+    path = tmp_path / name
+    path.write_text(mark.join(["prompt", "model", "score"]) + "\n" + mark.join(["hello", "m", "1"]) + "\n")
+    with pytest.raises(InputError) as caught:
+        read_outcomes([path])
+    read = "\t" if path.suffix == ".tsv" else ","
+    assert f"is separated by {mark!r} where {read!r} is read; save it with commas as .csv" in str(caught.value)

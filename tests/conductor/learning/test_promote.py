@@ -81,6 +81,10 @@ def test_a_head_against_itself_gains_nothing_from_a_log(house: Path) -> None:
     verdict = judge(house / "router", house / "router", table, cache_folder=house / "cache")
     assert (verdict.gain, verdict.low, verdict.high, verdict.worse) == (0.0, 0.0, 0.0, False)
     assert "differently on 0" in verdict.sentence()
+    impossible = [row | {"propensity": 0.05} for row in log]
+    table = read_outcomes([Path(write(house / "impossible.jsonl", impossible))])
+    with pytest.raises(InputError, match="of 200 logged prompts do not come as often as their propensities say"):
+        judge(house / "router", house / "router", table, cache_folder=house / "cache")
 
 
 def test_a_candidate_that_lost_a_model_is_judged_against_it_or_refused(house: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onebeat.conductor.learning import baselines, dial
+from onebeat.conductor.learning import baselines, dial, logged
 from onebeat.conductor.learning.calibrate import choose as calibration
 from onebeat.conductor.learning.costs import Costs
 from onebeat.conductor.learning.curves import single_means, trace
@@ -17,11 +17,13 @@ from onebeat.conductor.learning.kernel import impute
 from onebeat.conductor.learning.off_policy import mean_of
 from onebeat.conductor.learning.onboard import combine
 from onebeat.conductor.learning.outcomes import Outcomes
+from onebeat.conductor.learning.resample import Resamples, auc_resampled
 from onebeat.conductor.learning.solve import Recipe, length_tensors, quality_tensors
 from onebeat.conductor.learning.sources import read_outcomes
 from onebeat.conductor.learning.weights import mean_scores
 from tests.conductor.learning.house import write
-from tests.conductor.learning.made_up import PRICE_USD, world
+from tests.conductor.learning.made_up import PRICE_USD, specialists, world
+from tests.conductor.learning.made_up import logged as logged_by_chance
 
 ROWS = 120
 TIMES = np.random.default_rng(4).integers(1, 4, ROWS)
@@ -166,3 +168,52 @@ def test_in_what_a_candidate_gains() -> None:
     assert plain.high - plain.value == pytest.approx(1.96 * gains.std(ddof=1) / 2)
     assert (plain.value, plain.low) == pytest.approx((mean_of(gains).value, mean_of(gains).low))
     assert mean_of(gains[:1]).high == float("inf")
+
+
+def test_in_what_a_router_would_have_earned_by_a_log(
+    pair: tuple[np.ndarray, Outcomes, np.ndarray, Outcomes],
+) -> None:
+    x, weighed, again, repeated = pair
+    random = np.random.default_rng(6)
+    choice = random.integers(0, 3, ROWS)
+    choice = np.where(np.isfinite(weighed.score[np.arange(ROWS), choice]), choice, weighed.weight.argmax(1))
+    found = []
+    for states, table, chosen in ((x, weighed, choice), (again, repeated, choice[TWICE])):
+        only = chosen[:, None] == np.arange(3)
+        log = replace(
+            table,
+            score=np.where(only, table.score, np.float32(np.nan)),
+            propensity=np.where(only, np.float32(0.4), np.float32(np.nan)),
+        )
+        held = logged.values(log, predicted(states).astype(np.float64), money(log), 0.002)
+        assert held is not None
+        found.append(held)
+    ours, theirs = found
+    assert ours["as_logged"] == pytest.approx(theirs["as_logged"])
+    for one, other in zip(ours["tradeoffs"], theirs["tradeoffs"], strict=True):
+        for name in ("inverse_propensity", "doubly_robust", "usd_per_thousand"):
+            assert one[name]["value"] == pytest.approx(other[name]["value"])
+        assert one["effective_prompts"] <= other["effective_prompts"]
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_what_weights_add_up_to_says_nothing(
+    pair: tuple[np.ndarray, Outcomes, np.ndarray, Outcomes], scale: float
+) -> None:
+    x, weighed, _, _ = pair
+    scaled = replace(weighed, weight=(scale * weighed.weight).astype(np.float32))
+    ours, theirs = summary(predicted(x), weighed), summary(predicted(x), scaled)
+    for name in ("auc", "auc_within_source", "calibration_error"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4) and ours[name] > 0
+    drawn = [
+        auc_resampled(predicted(x), table.score, None, Resamples(ROWS, 20), table.weight) for table in (weighed, scaled)
+    ]
+    np.testing.assert_allclose(drawn[0], drawn[1], rtol=1e-6)
+
+
+def test_a_log_in_which_few_prompts_weigh_all_promises_nothing() -> None:
+    _, truth, complete = specialists(300, seed=5)
+    log = logged_by_chance(complete, truth, 5)
+    heavy = replace(log, weight=np.where(np.arange(300)[:, None] < 20, 1e6 * log.weight, log.weight))
+    assert not ground_of(truth, money(log), log).why_not
+    assert "and 30 are needed (more traffic" in ground_of(truth, money(heavy), heavy).why_not

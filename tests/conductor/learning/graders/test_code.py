@@ -31,6 +31,21 @@ def test_a_program_that_passes_and_one_that_does_not() -> None:
 
 
 @isolated
+def test_tests_that_run_nothing_pass_no_program() -> None:
+    checked = "def check(candidate):\n    assert candidate(4) == 9\n"
+    for nothing in ("", "# none", "pass", '"""Tests."""', "import math", "LIMIT = 3", "x: int", checked):
+        grade = grade_code("def double(x):\n    return 2 * x", nothing)
+        assert grade.score is None and "the tests run nothing" in grade.reason
+
+
+@isolated
+def test_tests_that_call_what_they_define_do() -> None:
+    checked = "def check(candidate):\n    assert candidate(4) == 9\n\ncheck(double)"
+    assert grade_code("def double(x):\n    return 2 * x", checked).score == 0.0
+    assert grade_code("def double(x):\n    return 2 * x", "answer = double(4)\nassert answer == 8").score == 1.0
+
+
+@isolated
 def test_leaving_early_is_not_passing() -> None:
     for program in ("import os; os._exit(0)", "raise SystemExit(0)", "import sys; sys.exit()"):
         assert grade_code(program, "assert False").score == 0.0
