@@ -136,7 +136,8 @@ def check(outcomes: Outcomes) -> None:
     """Raises `InputError` where there is nothing to learn, saying what would be enough."""
     prompts = len(outcomes.prompts)
     if prompts < MIN_PROMPTS:
-        raise InputError(f"{prompts} prompts are too few to fit and judge a head; give {MIN_PROMPTS} or more.")
+        found = "1 prompt is" if prompts == 1 else f"{prompts} prompts are"
+        raise InputError(f"{found} too few to fit and judge a head; give {MIN_PROMPTS} or more.")
     if len(outcomes.models) < 2:
         raise InputError(
             f"{outcomes.models[0]} is the only model with outcomes, so there is nothing to choose; give outcomes of "

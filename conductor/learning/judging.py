@@ -5,9 +5,10 @@ Enters: predictions `[n, M]`, dollars and outcomes of the same prompts. Leaves: 
 
 A choice is judged on prompts that every model answered. Where these are few, a log that chose at random, with known
 propensities, stands in: each cell is the prediction for it, plus, where it was chosen, what came out less that over the
-propensity (doubly robust: Dudik, Langford and Li, arXiv 1103.4601). The mean over such cells is that of the truth, and
-their spread is that of the estimate, so that a bootstrap over prompts has its noise in it. A prompt that was asked more
-than once is no part of such a log (see `merge`).
+propensity (doubly robust: Dudik, Langford and Li, arXiv 1103.4601). The mean over such cells is that of the truth
+where the policy could have drawn any model; one that it ruled out (a constraint, a route that was down) leans on its
+prediction there, as the ledger does not say which those were. The spread is that of the estimate, so that a bootstrap
+over prompts has its noise in it. A prompt that was asked more than once is no part of such a log (see `merge`).
 """
 
 from __future__ import annotations
