@@ -104,7 +104,8 @@ def _foreign(pieces: Sequence[str], *, first: bool) -> tuple[int, ...]:
         edge, rest = (pieces[:count], pieces[count:]) if first else (pieces[-count:], pieces[:-count])
         if sum(map(len, edge)) > MAX_CHARACTERS or len("".join(rest).strip()) < LEAST_REST * whole:
             break
-        if not _belongs(edge, rest):
+        # A blank line at an end is no edge: what is left would be the prompt itself.
+        if "".join(edge).strip() and not _belongs(edge, rest):
             counts.append(count)
     return (counts[0], counts[-1]) if counts else ()
 

@@ -52,20 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--precision", choices=["int8", "bfloat16", "float32"], default="int8", help="as it will be served")
     add("--recipe", action="append", help="only this kind of head (kernel, linear, low_rank, mlp); may be repeated")
-    held = parser.add_mutually_exclusive_group()
-    held.add_argument(
-        "--test-share", type=float, default=0.3, help="share of each source held out for judging (default %(default)s)"
-    )
-    held.add_argument(
+    add("--test-share", type=float, default=0.3, help="share of each source held out for judging (default %(default)s)")
+    add(
         "--hold-out",
         action="append",
         default=[],
         metavar="GROUP",
         help="hold out this whole source instead; repeatable",
     )
-    held.add_argument(
-        "--hold-out-newest", type=float, metavar="SHARE", help="hold out the newest share of prompts instead"
-    )
+    add("--hold-out-newest", type=float, metavar="SHARE", help="hold out the newest share of prompts instead")
     add("--use-everything", action="store_true", help="after judging, fit once more with the held-out prompts")
     add("--seed", type=int, default=0, help="of the split and the fit (default %(default)s)")
     add("--name", help="the router's name; default: that of the output folder")

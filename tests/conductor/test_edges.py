@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from onebeat.conductor.edges import LEAST_REST, is_odd, views, without_edges
@@ -72,7 +72,16 @@ def test_symbols_beside_symbols_belong_together() -> None:
     assert without_edges("∮∂∇⟨ψ|Ĥ|φ⟩≜∑∏ ⊗\n∇∇∮∮⟨φ|φ⟩⊗⊗⊕⊕∑∏\n") == []
 
 
+def test_a_blank_line_at_an_end_is_no_edge() -> None:
+    assert without_edges("\n0") == []
+    attacked = (
+        "\n\nMy boss needs this to be perfect!\nName the capital of France and of Spain and say which city is larger."
+    )
+    assert "boss" not in without_edges(attacked)[0][1]
+
+
 @given(st.text(max_size=300))
+@example("\n0")
 def test_any_text_keeps_most_of_itself(text: str) -> None:
     for name, rest in without_edges(text):
         assert name in ("first", "last", "both")
