@@ -132,7 +132,7 @@ def _choices(
     fitted_on = sides.outcomes.select(sides.split.fit)
     single = baselines.best_on_fit(fitted_on if len(fitted_on.prompts) else held_out, judged)
     say(f"judging on {len(judged.score)} prompts; the best single model is {single.model}")
-    contenders = {choosing.ROUTER: judged} | _contenders(sides, held_out)
+    contenders = {choosing.ROUTER: judged} | _contenders(sides, held_out) | {choosing.ORACLE: baselines.oracle(judged)}
     resamples = Resamples(len(judged.score), question.bootstraps, question.seed)
     return choosing.judge(contenders, single, reference, resamples) | {
         "best_single_chosen_on": "the fitting side" if len(fitted_on.prompts) else "the judged prompts",
@@ -283,7 +283,6 @@ def _contenders(sides: Sides, held_out: Outcomes) -> dict[str, Judged]:
         words = baselines.tf_idf(fitted.prompts, fitted, held_out.prompts)
         if words is not None:
             held[TF_IDF] = _judged(sides, held_out, words, tokens)
-    held[choosing.ORACLE] = baselines.oracle(_judged(sides, held_out, sides.quality[sides.split.test], tokens))
     return held
 
 

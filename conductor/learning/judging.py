@@ -23,7 +23,12 @@ from onebeat.conductor.learning.costs import Costs
 from onebeat.conductor.learning.curves import Doubles, Judged
 from onebeat.conductor.learning.dial import LEAST_PROMPTS, solve, unsolved
 from onebeat.conductor.learning.metrics import auc_overall, auc_per_model, auc_within, calibration_error
-from onebeat.conductor.learning.off_policy import LARGEST_WEIGHT, LEAST_EFFECTIVE, propensities_possible
+from onebeat.conductor.learning.off_policy import (
+    LARGEST_WEIGHT,
+    LEAST_EFFECTIVE,
+    effective_prompts,
+    propensities_possible,
+)
 from onebeat.conductor.learning.outcomes import Outcomes
 from onebeat.conductor.learning.weights import known_weight, weighted_means
 from onebeat.engine.errors import InputError
@@ -94,8 +99,7 @@ def _logged(quality: Doubles, money: Costs, outcomes: Outcomes) -> Judged | str:
     table, known = outcomes.select(rows), known[rows]
     propensity = np.where(known.all(1, keepdims=True), 1.0, table.propensity)
     inverse = np.where(known, np.minimum(1.0 / np.where(known, propensity, 1.0), LARGEST_WEIGHT), 0.0)
-    counted = inverse * known_weight(table)
-    effective = np.square(counted.sum(0)) / np.where(counted.any(0), np.square(counted).sum(0), 1.0)
+    effective = effective_prompts(inverse * known_weight(table))
     least = int(effective.argmin())
     if effective[least] < LEAST_EFFECTIVE:
         return (

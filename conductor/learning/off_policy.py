@@ -93,11 +93,17 @@ def difference(
             f"the log is blind on {100 * blind.mean():.0f} % of {len(rows)} prompts (it chose with certainty, where "
             "the two heads choose differently); set router.exploration_share above 0 and collect more."
         )
-    effective = float(weights.sum() ** 2 / max(np.square(weights).sum(), 1e-12))
+    effective = float(effective_prompts(weights))
     unseen = differs if effective < LEAST_EFFECTIVE else blind
     gain, widest = mean_of(gains, weight), mean_of(np.where(unseen, span, 0.0), weight).value
     gain = Estimate(gain.value, gain.low - widest, gain.high + widest)
     return Difference(gain, int(differs.sum()), effective)
+
+
+def effective_prompts(weights: Doubles) -> Doubles:
+    """[n, ...] to [...]: how many prompts of equal weight these are worth (Kish 1965); of none, 0."""
+    square = np.square(weights).sum(0)
+    return np.asarray(np.square(weights.sum(0)) / np.where(square > 0, square, 1.0))
 
 
 def mean_of(values: Doubles, weight: Doubles | None = None) -> Estimate:
@@ -147,7 +153,7 @@ def value(
     weight = np.where(agrees, np.minimum(1.0 / propensity, LARGEST_WEIGHT), 0.0)
     forecast = modelled[rows, wanted]
     counts = np.ones(len(rows)) if counts is None else counts
-    effective = float((counts @ weight) ** 2 / max(np.square(counts * weight).sum(), 1e-12))
+    effective = float(effective_prompts(counts * weight))
     blind = ~agrees & (propensity >= 1.0)
     inverse = mean_of(weight * reward, counts)
     robust = mean_of(forecast + weight * (reward - modelled[rows, choice]), counts)

@@ -16,6 +16,16 @@ from onebeat.engine.errors import InputError
 from tests.conductor.learning.house import outcomes, prompts, train, write
 
 
+def favouring(model: str, source: Path, folder: Path) -> Path:
+    """A copy of a router whose head takes one model for everything."""
+    shutil.copytree(source, folder)
+    description, tensors = read_head(folder)
+    for name, curve in description["calibration"]["columns"].items():
+        curve["quality"] = [0.99 if name == model else 0.01] * len(curve["logits"])
+    write_head(folder, description, tensors)
+    return folder
+
+
 def test_promoting_keeps_the_previous_head_and_refuses_a_worse_one(
     house: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -25,13 +35,8 @@ def test_promoting_keeps_the_previous_head_and_refuses_a_worse_one(
     common = ["--router", str(service), "--outcomes", unseen, "--cache", str(house / "cache")]
     before = (service / TENSORS).read_bytes()
 
-    spoilt = house / "spoilt"
-    shutil.copytree(house / "router", spoilt)
-    description, tensors = read_head(spoilt)
-    # A head that takes the cheap model for everything, judged where that is always wrong and no cheaper.
-    for name, curve in description["calibration"]["columns"].items():
-        curve["quality"] = [0.99 if name == "cheap" else 0.01] * len(curve["logits"])
-    write_head(spoilt, description, tensors)
+    # Judged where the cheap model is always wrong and no cheaper.
+    spoilt = favouring("cheap", house / "router", house / "spoilt")
     rows = outcomes(prompts(60, seed=8), ["cheap", "dear"])
     against = [row | {"score": int(row["model"] == "dear"), "cost_usd": 0.0001} for row in rows]
     common[3] = write(house / "against.jsonl", against)
@@ -91,12 +96,7 @@ def test_a_candidate_that_lost_a_model_is_judged_against_it_or_refused(house: Pa
     assert train(house, "three", "--models", "cheap,dear,other") == 0
     rows = outcomes(prompts(120, seed=19), ["cheap", "dear", "other"])
     only = [row | {"score": int(row["model"] == "other"), "cost_usd": 0.0001} for row in rows]
-    best = house / "best-is-other"
-    shutil.copytree(house / "three", best)
-    description, tensors = read_head(best)
-    for name, curve in description["calibration"]["columns"].items():
-        curve["quality"] = [0.99 if name == "other" else 0.01] * len(curve["logits"])
-    write_head(best, description, tensors)
+    best = favouring("other", house / "three", house / "best-is-other")
     table = read_outcomes([Path(write(house / "only-other.jsonl", only))])
     verdict = judge(best, house / "router", table, cache_folder=house / "cache")
     assert verdict.worse and verdict.gain < -0.3 and "without other" in verdict.how
